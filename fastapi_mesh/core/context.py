@@ -1,0 +1,110 @@
+"""What travels with a call: its typed context, and the inbound request it was made in."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextvars import ContextVar
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fastapi_mesh.config.policies import CallPolicy
+    from fastapi_mesh.core.events import CallRecord
+    from fastapi_mesh.core.instance import InstanceState
+    from fastapi_mesh.core.message import Header
+    from fastapi_mesh.core.state import ServiceState
+
+
+class Inbound:
+    """The request that this process is answering, as far as calls made in it need to know.
+
+    `mesh` is the ServiceMesh (typed as object, since it lives far above). `deadline` is monotonic seconds or None.
+    `propagate` are the raw trace headers to pass on. `gone` turns True when its client went away.
+    """
+
+    __slots__ = ("deadline", "gone", "mesh", "principal", "propagate", "request_id")
+
+    def __init__(
+        self,
+        mesh: object,
+        *,
+        deadline: float | None = None,
+        request_id: str = "",
+        propagate: tuple[Header, ...] = (),
+        principal: str | None = None,
+    ) -> None:
+        self.mesh = mesh
+        self.deadline = deadline
+        self.request_id = request_id
+        self.propagate = propagate
+        self.principal = principal
+        self.gone = False
+
+
+current_inbound: ContextVar[Inbound | None] = ContextVar("fastapi_mesh_inbound", default=None)
+
+
+class CallContext:
+    """Everything the layers know of one logical call.
+
+    `deadline` and `attempt_deadline` are monotonic seconds or None; `attempt` counts from 1; `instance` is the one of
+    the running attempt, `tried` those of the earlier ones, and `unreachable` those of them that could not be connected
+    to. `hold` asks the wire to deliver a short answer only when it is complete. `template` is a name of low
+    cardinality for metrics and spans (a path template or the gateway's route).
+    """
+
+    __slots__ = (
+        "attempt",
+        "attempt_deadline",
+        "deadline",
+        "hold",
+        "inbound",
+        "instance",
+        "policy",
+        "principal",
+        "record",
+        "request_id",
+        "started",
+        "state",
+        "template",
+        "tried",
+        "unreachable",
+    )
+
+    def __init__(
+        self,
+        policy: CallPolicy,
+        state: ServiceState,
+        *,
+        template: str = "",
+        inbound: Inbound | None = None,
+        deadline: float | None = None,
+    ) -> None:
+        self.policy = policy
+        self.state = state
+        self.template = template
+        self.inbound = inbound
+        self.deadline = deadline
+        self.attempt_deadline: float | None = None
+        self.attempt = 0
+        self.instance: InstanceState | None = None
+        self.tried: list[InstanceState] = []
+        self.unreachable: list[InstanceState] = []
+        self.hold = False
+        self.principal: str | None = None
+        self.record: CallRecord | None = None
+        self.request_id = ""
+        self.started = 0.0
+
+
+def generate_request_id() -> str:
+    """A new request id: a UUID version 7 (RFC 9562 section 5.7), so ids sort by time.
+
+    >>> len(generate_request_id())
+    36
+    """
+    value = bytearray(int(time.time() * 1000).to_bytes(6, "big") + os.urandom(10))
+    value[6] = 0x70 | (value[6] & 0x0F)
+    value[8] = 0x80 | (value[8] & 0x3F)
+    text = value.hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"

@@ -1,0 +1,80 @@
+"""An instance of a service: where it is, and what we have seen of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+
+    Message = MutableMapping[str, Any]
+    Receive = Callable[[], Awaitable[Message]]
+    Send = Callable[[Message], Awaitable[None]]
+    ASGIApp = Callable[[Message, Receive, Send], Awaitable[None]]
+
+Health = Literal["healthy", "degraded", "unhealthy", "unknown"]
+Scheme = Literal["http", "https", "h2", "h2c", "asgi"]
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One running copy of a service, as a registry knows it.
+
+    `scheme` says how it is reached: `http` and `https` are HTTP/1.1, `h2` and `h2c` HTTP/2 over TLS and plain, `asgi`
+    an application in this process (`app`). `base_path` is put before every target, b"" for none.
+    """
+
+    service: str
+    id: str
+    address: str
+    port: int
+    scheme: Scheme = "http"
+    health: Health = "healthy"
+    weight: float = 1.0
+    tags: tuple[str, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), hash=False)
+    version: str | None = None
+    zone: str | None = None
+    base_path: bytes = b""
+    health_check: str | None = None
+    app: ASGIApp | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def authority(self) -> bytes:
+        """The `Host` header for this instance (RFC 9110 section 7.2)."""
+        host = f"[{self.address}]" if ":" in self.address else self.address
+        default = {"http": 80, "https": 443, "h2": 443, "h2c": 80}.get(self.scheme)
+        return host.encode() if self.port == default else f"{host}:{self.port}".encode()
+
+
+class InstanceState:
+    """What this process has seen of one instance: calls in flight, failures, ejection.
+
+    Times are the clock's monotonic seconds. `ejected_until` is 0.0 for an instance that is not ejected; when it has
+    passed, one call (`trial`) decides whether the instance comes back.
+    """
+
+    __slots__ = (
+        "current_weight",
+        "ejected_at",
+        "ejected_until",
+        "ejections",
+        "failures_in_row",
+        "in_flight",
+        "instance",
+        "trial",
+        "weight",
+    )
+
+    def __init__(self, instance: Instance, weight: float = 1.0) -> None:
+        self.instance = instance
+        self.weight = weight
+        self.in_flight = 0
+        self.current_weight = 0.0
+        self.failures_in_row = 0
+        self.ejections = 0
+        self.ejected_at = 0.0
+        self.ejected_until = 0.0
+        self.trial = False

@@ -1,0 +1,101 @@
+"""What the mesh remembers of one service between calls, and the ports of the machines that live there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fastapi_mesh.core.instance import InstanceState
+    from fastapi_mesh.core.live import Live
+    from fastapi_mesh.core.message import Request
+
+
+class Picker(Protocol):
+    """Chooses one of several instances; never called with none."""
+
+    def pick(self, instances: Sequence[InstanceState], request: Request) -> InstanceState: ...
+
+
+class Breaker(Protocol):
+    """A circuit breaker, driven from outside: admit, then say how it went."""
+
+    @property
+    def state(self) -> str:
+        """`closed`, `open` or `half-open`."""
+        ...
+
+    def admit(self) -> int:
+        """Let a call through and return its ticket. Raises CircuitBreakerOpenError."""
+        ...
+
+    def succeed(self, ticket: int) -> None: ...
+
+    def fail(self, ticket: int) -> None: ...
+
+    def forget(self, ticket: int) -> None:
+        """The call says nothing about the service (cancelled, or the caller's own fault)."""
+        ...
+
+
+class Seats(Protocol):
+    """A bounded number of calls in flight."""
+
+    async def acquire(self, deadline: float | None) -> None:
+        """Take a seat, waiting in the queue until `deadline`. Raises BulkheadFullError, DeadlineExceededError."""
+        ...
+
+    def release(self) -> None: ...
+
+
+class Budget(Protocol):
+    """How many retries are allowed in relation to calls."""
+
+    def deposit(self) -> None:
+        """A call was made."""
+        ...
+
+    def withdraw(self) -> bool:
+        """Take one retry out; False when there is none."""
+        ...
+
+
+class ServiceStatistics:
+    """Counters of one service's calls since the start; `latency` is the sum of seconds to the response head."""
+
+    __slots__ = ("calls", "failures", "latency", "retries")
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.failures = 0
+        self.retries = 0
+        self.latency = 0.0
+
+
+class ServiceState:
+    """The state of one service: instances, breaker, seats, budget, picker, counters.
+
+    `instances` is live, built from discovery by `service_mesh/state.py`. A machine is None where its policy is off.
+    It survives a reload of the configuration unless its own section changed.
+    """
+
+    __slots__ = ("breaker", "budget", "instances", "name", "picker", "seats", "statistics")
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        instances: Live[tuple[InstanceState, ...]],
+        picker: Picker,
+        breaker: Breaker | None = None,
+        seats: Seats | None = None,
+        budget: Budget | None = None,
+    ) -> None:
+        self.name = name
+        self.instances = instances
+        self.picker = picker
+        self.breaker = breaker
+        self.seats = seats
+        self.budget = budget
+        self.statistics = ServiceStatistics()

@@ -1,0 +1,1 @@
+"""Discovery: where the instances of a service are, and how this one says that it is there."""

@@ -1,0 +1,48 @@
+"""Ports for discovery: watch a service's instances, and register one's own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from fastapi_mesh.core.instance import Instance
+
+
+class Discovery(Protocol):
+    """Finds instances. One method is enough for a backend of your own."""
+
+    def watch(self, service: str) -> AsyncIterator[tuple[Instance, ...]]:
+        """Yield the complete list of `service`'s instances: at once, and again whenever it changes.
+
+        An unknown service is an empty list. The iterator never ends by itself; when the registry can't be reached it
+        raises (the caller keeps the last list, waits and calls `watch` again). Each list is sorted by id, has no
+        duplicate ids, and differs from the one before.
+        """
+        ...
+
+
+class Registrar(Protocol):
+    """Makes instances known."""
+
+    async def register(self, instance: Instance) -> Registration:
+        """Register `instance`, replacing one of the same id. Raises ServiceDiscoveryError when it can't be."""
+        ...
+
+
+class Registration(Protocol):
+    """One registered instance, kept alive by `beat` until `withdraw`."""
+
+    @property
+    def interval(self) -> float:
+        """Seconds between two beats; 0.0 when none are needed."""
+        ...
+
+    async def beat(self) -> None:
+        """Renew the lease; registers anew if the registry has forgotten us."""
+        ...
+
+    async def withdraw(self) -> None:
+        """Remove the instance at once. Safe to call twice."""
+        ...

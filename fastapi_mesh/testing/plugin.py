@@ -1,0 +1,1 @@
+"""The pytest fixtures of fastapi_mesh, found by pytest through the `pytest11` entry point."""
