@@ -1,4 +1,4 @@
-"""What a client sees of an error: RFC 9457 problem details that also carry a string `detail`, as FastAPI's errors do."""
+"""What a client sees of an error: RFC 9457 problem details with a string `detail`, as FastAPI's errors have."""
 
 from __future__ import annotations
 
