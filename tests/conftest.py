@@ -1,0 +1,56 @@
+"""Fixtures for every test: the event loop's backend, the checks for leaks, and the marker for real servers."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.leaks import leaked_sockets, leaked_tasks, open_sockets
+from tests.support.process import Processes
+from tests.support.servers import explain_missing
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test whose real server isn't here, visibly; fail it where servers are required."""
+    for marker in item.iter_markers("server"):
+        for name in marker.args:
+            missing = explain_missing(name)
+            if missing is None:
+                continue
+            if missing.is_failure:
+                pytest.fail(missing.text, pytrace=False)
+            pytest.skip(missing.text)
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+async def _nothing_left_in_the_loop() -> AsyncIterator[None]:
+    tasks, sockets = asyncio.all_tasks(), open_sockets()
+    yield
+    problems = [*await leaked_tasks(tasks), *await leaked_sockets(sockets)]
+    if problems:
+        pytest.fail("left behind by this test:\n  " + "\n  ".join(problems), pytrace=False)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left(request: pytest.FixtureRequest) -> None:
+    """After each asynchronous test: no task and no socket more than before it."""
+    if request.node.get_closest_marker("anyio") is not None:
+        request.getfixturevalue("_nothing_left_in_the_loop")
+
+
+@pytest.fixture
+def processes(tmp_path: Path) -> Iterator[Processes]:
+    """Runs applications in child processes, ends them by pid, and fails the test if a log has a traceback."""
+    with Processes(tmp_path) as running:
+        yield running

