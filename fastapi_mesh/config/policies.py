@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
@@ -137,6 +137,12 @@ class CallPolicy:
     bulkhead: BulkheadPolicy | None
     outlier: OutlierPolicy | None
     balancing: BalancingPolicy
+    sections: int = field(init=False, default=0)
+    """Which optional layers are on, as bits: 1 breaker, 2 bulkhead, 4 retry, 8 outlier. One compiled chain per value."""
+
+    def __post_init__(self) -> None:
+        optional = (self.breaker, self.bulkhead, self.retry, self.outlier)
+        object.__setattr__(self, "sections", sum(1 << bit for bit, each in enumerate(optional) if each is not None))
 
     @classmethod
     def compile(cls, policy: ServicePolicy) -> CallPolicy:

@@ -26,51 +26,49 @@ class CallRecord:
 
     `outcome` is `success`, `failure`, `refused` or `cancelled`; `reason` the slug of the error, else ""; `refused_by`
     the layer that ended it without an attempt. `started` is Unix time, `duration` seconds to the response head.
+    `body_outcome` is how the body ended, "" while it is still open. Most fields keep their class default on the happy
+    path, which is why this class has no slots.
     """
 
-    __slots__ = (
-        "attempts",
-        "body_outcome",
-        "duration",
-        "method",
-        "notes",
-        "outcome",
-        "reason",
-        "refused_by",
-        "request_id",
-        "route",
-        "service",
-        "skipped",
-        "source",
-        "started",
-        "status",
-        "trace_id",
-    )
+    status: int | None = None
+    duration = 0.0
+    outcome = ""
+    body_outcome = ""
+    reason = ""
+    refused_by = ""
+    trace_id = ""
+    request_id = ""
+    attempts: tuple[AttemptRecord, ...] = ()
+    skipped: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
 
-    def __init__(self, source: str, service: str, method: str, route: str, request_id: str, trace_id: str) -> None:
+    def __init__(self, source: str, service: str, method: bytes, route: str, started: float) -> None:
         self.source = source
         self.service = service
         self.method = method
         self.route = route
-        self.request_id = request_id
-        self.trace_id = trace_id
-        self.started = 0.0
-        self.duration = 0.0
-        self.status: int | None = None
-        self.outcome = ""
-        self.body_outcome = ""
-        self.reason = ""
-        self.refused_by = ""
-        self.attempts: list[AttemptRecord] = []
-        self.skipped: list[tuple[str, str]] = []
-        self.notes: list[str] = []
+        self.started = started
 
     def as_dict(self) -> dict[str, object]:
         """Plain data, for JSON."""
-        plain: dict[str, object] = {name: getattr(self, name) for name in self.__slots__}
-        plain["attempts"] = [{name: getattr(each, name) for name in AttemptRecord.__slots__} for each in self.attempts]
-        plain["skipped"] = [{"instance": instance, "why": why} for instance, why in self.skipped]
-        return plain
+        return {
+            "source": self.source,
+            "service": self.service,
+            "method": self.method.decode("latin-1"),
+            "route": self.route,
+            "started": self.started,
+            "duration": self.duration,
+            "status": self.status,
+            "outcome": self.outcome,
+            "body_outcome": self.body_outcome,
+            "reason": self.reason,
+            "refused_by": self.refused_by,
+            "trace_id": self.trace_id,
+            "request_id": self.request_id,
+            "attempts": [{name: getattr(each, name) for name in AttemptRecord.__slots__} for each in self.attempts],
+            "skipped": [{"instance": instance, "why": why} for instance, why in self.skipped],
+            "notes": list(self.notes),
+        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from fastapi_mesh.core.body import BytesSource
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fastapi_mesh.core.context import CallContext
 
 Header = tuple[bytes, bytes]
+T = TypeVar("T")
 
 
 class Outcome(Enum):
@@ -92,7 +93,7 @@ class Response:
         self.headers = headers
         self.upgrade = upgrade
         self._source: BodySource = BytesSource(b"") if source is None else source
-        self._callbacks: list[tuple[Callable[..., object], object]] = []
+        self._callbacks: list[tuple[Callable[[Any, Outcome, BaseException | None], object], object]] = []
         self._closed = False
 
     def __repr__(self) -> str:
@@ -110,7 +111,7 @@ class Response:
                 return value
         return None
 
-    def on_close(self, callback: Callable[[object, Outcome, BaseException | None], object], argument: object) -> None:
+    def on_close(self, callback: Callable[[T, Outcome, BaseException | None], object], argument: T) -> None:
         """Call `callback(argument, outcome, error)` once, when the body has ended or was given up."""
         self._callbacks.append((callback, argument))
 

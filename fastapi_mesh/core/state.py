@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -76,11 +77,24 @@ class ServiceStatistics:
 class ServiceState:
     """The state of one service: instances, breaker, seats, budget, picker, counters.
 
-    `instances` is live, built from discovery by `service_mesh/state.py`. A machine is None where its policy is off.
-    It survives a reload of the configuration unless its own section changed.
+    `instances` is the live list, built from discovery by `service_mesh/state.py`. `candidates` are those of them that
+    calls go to: healthy and not ejected, or all when none is left; `next_trial` is when the first ejected instance may
+    be tried again (monotonic seconds, infinity for none). Both are kept by `refresh`, so that a pick costs nothing on
+    the happy path. A machine is None where its policy is off. The state survives a reload of the configuration unless
+    its own section changed.
     """
 
-    __slots__ = ("breaker", "budget", "instances", "name", "picker", "seats", "statistics")
+    __slots__ = (
+        "breaker",
+        "budget",
+        "candidates",
+        "instances",
+        "name",
+        "next_trial",
+        "picker",
+        "seats",
+        "statistics",
+    )
 
     def __init__(
         self,
@@ -99,3 +113,14 @@ class ServiceState:
         self.seats = seats
         self.budget = budget
         self.statistics = ServiceStatistics()
+        self.candidates: tuple[InstanceState, ...] = ()
+        self.next_trial = inf
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Recompute `candidates` and `next_trial`; called when the list, or an instance's ejection, changed."""
+        everyone = self.instances.value or ()
+        usable = tuple(each for each in everyone if each.instance.health != "unhealthy")
+        self.candidates = tuple(each for each in usable or everyone if not each.ejected_until)
+        waiting = [each.ejected_until for each in everyone if each.ejected_until and not each.trial]
+        self.next_trial = min(waiting, default=inf)

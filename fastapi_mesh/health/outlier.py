@@ -1,0 +1,53 @@
+"""Ejects an instance that keeps failing, and lets it back through one trial call (Linkerd's failure accrual)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fastapi_mesh.core.events import InstanceEjected, InstanceRestored
+
+if TYPE_CHECKING:
+    from fastapi_mesh.config.policies import OutlierPolicy
+    from fastapi_mesh.core.events import Observer
+    from fastapi_mesh.core.instance import InstanceState
+    from fastapi_mesh.core.state import ServiceState
+
+
+def note_success(state: ServiceState, instance: InstanceState, observer: Observer) -> None:
+    """An attempt went well: the row of failures ends, and an ejected instance is back with a clean slate."""
+    instance.failures_in_row = 0
+    if instance.ejected_until:
+        instance.ejected_until = 0.0
+        instance.ejections = 0
+        instance.trial = False
+        state.refresh()
+        observer(InstanceRestored(state.name, instance.instance.id))
+
+
+def note_failure(
+    state: ServiceState, instance: InstanceState, policy: OutlierPolicy, now: float, observer: Observer
+) -> None:
+    """An attempt failed. Ejects after `consecutive_failures`; a failed trial ejects again, for longer."""
+    instance.failures_in_row += 1
+    if instance.ejected_until:
+        # The trial call, or one let through because no instance was left. A straggler that began before the ejection
+        # must not prolong it: only what fails after the time is over, or in its place, counts.
+        if not instance.trial and now < instance.ejected_until:
+            instance.ejected_at = now  # the longest-ejected goes first when none is left, so this one goes last
+            return
+    elif instance.failures_in_row < policy.consecutive_failures:
+        return
+    instance.ejections += 1
+    seconds = min(policy.max_ejection, policy.base_ejection * instance.ejections)
+    instance.ejected_at = now
+    instance.ejected_until = now + seconds
+    instance.trial = False
+    state.refresh()
+    observer(InstanceEjected(state.name, instance.instance.id, seconds))
+
+
+def note_nothing(state: ServiceState, instance: InstanceState) -> None:
+    """The attempt says nothing about the instance (the caller went away): a trial is given back."""
+    if instance.trial:
+        instance.trial = False
+        state.refresh()
