@@ -1,0 +1,114 @@
+"""What can be done with a checkout: `nox -s demo`, `nox -s tests`, and `nox -l` for the rest."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import nox
+
+nox.options.sessions = ["lint", "types", "tests"]
+nox.options.default_venv_backend = "virtualenv"  # reads the machine's own pip configuration, which uv does not
+nox.options.reuse_venv = "yes"
+nox.options.error_on_missing_interpreters = True
+
+SOURCES = ("fastapi_mesh", "tests", "examples", "benchmarks", "noxfile.py")
+LONG, TOO_LONG = 300, 600
+"""Lines: a file over the first is printed as a prompt to look for two ideas in it; over the second it fails."""
+
+TEST_TOOLS = ("pytest>=8.4", "hypothesis>=6.150", "trustme>=1.2", "pytest-xdist>=3.8", "coverage[toml]>=7.10")
+LINT_TOOLS = ("ruff==0.17.6", "import-linter>=2.5,<3")
+TYPE_TOOLS = ("mypy==2.4.1",)
+DOCS_TOOLS = ("zensical==0.0.73", "pytest>=8.4")
+BENCH_TOOLS = ("fastapi-proxy-lib==0.3.0", "httpx<1")
+
+# What belongs to an extra: nothing of it may be imported by a module that does not need that extra.
+OPTIONAL = ("uvicorn", "typer", "rich", "redis", "lightkube", "graphql", "yaml", "h2", "websockets")
+OPTIONAL += ("opentelemetry.sdk", "jmespath", "xmltodict")
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Three services, two instances each, and a gateway, on this machine: nox -s demo [-- --once]."""
+    session.install("-q", ".[cli]")
+    session.run("fastapi-mesh", "demo", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The whole suite with a coverage report: nox -s tests [-- PYTEST ARGUMENTS]."""
+    session.install("-q", "-e", ".[cli,redis,http2,ws,yaml,otel]", *TEST_TOOLS)
+    session.run("coverage", "erase")
+    session.run("coverage", "run", "-m", "pytest", "-m", "not soak", *session.posargs)
+    session.run("coverage", "combine", "-q", success_codes=[0, 1])  # 1: no child process left data to combine
+    session.run("coverage", "report", "--skip-covered", "--sort=miss")
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """The tests that take longer than the suite allows."""
+    session.install("-q", "-e", ".[cli,redis,http2,ws,yaml,otel]", *TEST_TOOLS)
+    session.run("pytest", "-m", "soak", *session.posargs)
+
+
+@nox.session
+def servers(session: nox.Session) -> None:
+    """Install the real servers that tests and benchmarks run against (Debian packages, so as root): nox -s servers."""
+    session.run("python", "tests/support/servers.py", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, the directions of imports, and the sizes of files."""
+    session.install("-q", *LINT_TOOLS, "-e", ".")
+    sources = [source for source in SOURCES if Path(source).exists()]
+    session.run("ruff", "check", *sources)
+    session.run("ruff", "format", "--check", *sources)
+    session.run("lint-imports")
+    _check_sizes(session)
+
+
+def _check_sizes(session: nox.Session) -> None:
+    sizes = {path: len(path.read_text().splitlines()) for source in SOURCES for path in _python_files(Path(source))}
+    for path, lines in sorted(sizes.items(), key=lambda item: -item[1]):
+        if lines > LONG:
+            session.log(f"{path}: {lines} lines, over {LONG}: are there two ideas in it?")
+    if too_long := [str(path) for path, lines in sizes.items() if lines > TOO_LONG]:
+        session.error(f"over {TOO_LONG} lines: {', '.join(too_long)}")
+
+
+def _python_files(source: Path) -> list[Path]:
+    return [source] if source.suffix == ".py" else sorted(source.rglob("*.py"))
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Strict types of the package."""
+    session.install("-q", *TYPE_TOOLS, "-e", ".[cli,redis,ws,yaml,otel]", "types-PyYAML")
+    session.run("mypy", *session.posargs)
+
+
+@nox.session
+def bare(session: nox.Session) -> None:
+    """With no extra installed: import every module that needs none, and measure what importing costs."""
+    session.install("-q", ".")
+    session.run("python", "tests/support/bare.py", *OPTIONAL)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation strictly, and run every snippet in it, in the README and in the examples."""
+    session.install("-q", "-e", ".[cli,yaml]", *DOCS_TOOLS)
+    session.run("python", "docs/generate.py", "--check")
+    session.run("zensical", "build", "--strict", "--clean")
+    session.run("pytest", "tests/docs", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """The gateway's CPU per request beside its peers, measured in one run: nox -s bench [-- gateway --rounds 3]."""
+    session.install("-q", ".[server]", *BENCH_TOOLS)
+    names = [name for name in session.posargs[:1] if not name.startswith("-")]
+    arguments = session.posargs[len(names) :]
+    for script in names or sorted(path.stem for path in Path("benchmarks").glob("*.py") if path.stem[0] != "_"):
+        session.run("python", f"benchmarks/{script}.py", *arguments, env={"PYTHONPATH": os.fspath(Path.cwd())})
