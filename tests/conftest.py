@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from typing import TYPE_CHECKING
 
 import pytest
@@ -45,7 +46,8 @@ async def _nothing_left_in_the_loop() -> AsyncIterator[None]:
 @pytest.fixture(autouse=True)
 def _nothing_left(request: pytest.FixtureRequest) -> None:
     """After each asynchronous test: no task and no socket more than before it."""
-    if request.node.get_closest_marker("anyio") is not None:
+    marked = request.node.get_closest_marker("anyio") is not None  # perhaps by its module, which has sync tests too
+    if marked and inspect.iscoroutinefunction(request.function):
         request.getfixturevalue("_nothing_left_in_the_loop")
 
 
