@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 READY = re.compile(r"Uvicorn running on https?://")
+_NEVER = re.compile(r"(?!)")
 _PORTS = range(12_000, 32_000)
 """Below the kernel's ephemeral range (32768 and up), where an outgoing connection could already sit on a port."""
 _handed_out: set[int] = set()
@@ -40,10 +41,44 @@ def free_port() -> int:
     raise RuntimeError("no free port found in 200 tries")
 
 
+def process_tree(pid: int) -> list[int]:
+    """`pid` and all its descendants that still run."""
+    found = [pid]
+    for parent in found:  # grows while it is walked
+        try:
+            children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+        except FileNotFoundError:
+            continue
+        found += [int(child) for child in children]
+    return found
+
+
+def listening_ports(pid: int) -> set[int]:
+    """The TCP ports on which a process listens (Linux)."""
+    try:
+        links = {os.readlink(entry.path) for entry in os.scandir(f"/proc/{pid}/fd")}
+    except FileNotFoundError:
+        return set()
+    ports = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in links:
+                ports.add(int(fields[1].rpartition(":")[2], 16))
+    return ports
+
+
 class ChildProcess:
     """A running child: its port, its log, and how to end it. Made by `Processes`."""
 
-    def __init__(self, name: str, command: Sequence[str], port: int, log: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        port: int,
+        log: Path,
+        environment: Mapping[str, str],
+    ) -> None:
         self.name = name
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
@@ -86,6 +121,14 @@ class ChildProcess:
             await asyncio.sleep(0.02)
         return self
 
+    def wait_listening(self, timeout: float = 30.0) -> Self:
+        """Wait until this very child (or one of its own) listens on its port; for programs that log no such line."""
+        end = time.monotonic() + timeout
+        while not any(self.port in listening_ports(pid) for pid in process_tree(self.pid)):
+            self._is_ready(_NEVER, end)
+            time.sleep(0.02)
+        return self
+
     def _is_ready(self, ready: re.Pattern[str], end: float) -> bool:
         log = self.log
         if ready.search(log):
@@ -122,8 +165,9 @@ class ChildProcess:
 class Processes:
     """Starts children and ends all of them at the end; a traceback in a log is an error unless it was expected."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, tracebacks_allowed: bool = False) -> None:
         self._folder = folder
+        self._tracebacks_allowed = tracebacks_allowed
         self._children: list[ChildProcess] = []
 
     def start(
@@ -133,12 +177,19 @@ class Processes:
         name: str = "child",
         port: int | None = None,
         environment: Mapping[str, str] | None = None,
+        core: int | None = None,
     ) -> ChildProcess:
-        """Start any program; "{port}" in its arguments becomes the port. Does not wait."""
+        """Start any program; "{port}" in its arguments becomes the port, `core` is the only one it may use.
+
+        Does not wait.
+        """
         port = port or free_port()
         arguments = [part.replace("{port}", str(port)) for part in command]
-        log = self._folder / f"{len(self._children)}-{name}.log"
+        if core is not None:
+            arguments = ["taskset", "--cpu-list", str(core), *arguments]  # becomes the program, so the pid is its own
+        log = self._folder / f"{len(self._children)}-{name.replace('/', '-')}.log"
         child = ChildProcess(name, arguments, port, log, environment or {})
+        child.traceback_expected = self._tracebacks_allowed
         self._children.append(child)
         return child
 
@@ -149,10 +200,12 @@ class Processes:
         name: str = "",
         port: int | None = None,
         environment: Mapping[str, str] | None = None,
+        core: int | None = None,
     ) -> ChildProcess:
         """Start `target` ("package.module:app") on uvicorn. Does not wait: use `wait_ready()` or `await ready()`."""
         command = [sys.executable, "-m", "uvicorn", target, "--host", "127.0.0.1", "--port", "{port}", *arguments]
-        return self.start(command, name=name or target.replace(":", "."), port=port, environment=environment)
+        name = name or target.replace(":", ".")
+        return self.start(command, name=name, port=port, environment=environment, core=core)
 
     def __enter__(self) -> Self:
         return self
