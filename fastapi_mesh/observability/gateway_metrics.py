@@ -1,0 +1,69 @@
+"""The metrics of a gateway: requests, how long they took, and which answers the gateway made itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prometheus_client import Counter, Histogram
+
+from fastapi_mesh.observability.registry import duplicate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from prometheus_client import CollectorRegistry
+
+METHODS = {
+    name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH")
+}
+"""RFC 9110 section 9 and RFC 5789. Any other method is `OTHER`: clients can invent as many as they like."""
+OTHER_METHOD = "OTHER"
+REQUEST_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+"""Upper bounds in seconds."""
+
+
+class GatewayMetrics:
+    """Counts the requests of one gateway. `path` is always a route's template, so its values are few."""
+
+    __slots__ = ("_bound", "_durations", "_local", "_requests")
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._bound: dict[tuple[str, str, int], tuple[Callable[[], None], Callable[[float], None]]] = {}
+        try:
+            self._requests = Counter(
+                "gateway_requests_total",
+                "Requests to the gateway, by the status that was sent to the client.",
+                ["method", "path", "status"],
+                registry=registry,
+            )
+            self._durations = Histogram(
+                "gateway_request_duration_seconds",
+                "Time from the arrival of a request until its response was sent.",
+                ["method", "path"],
+                buckets=REQUEST_BUCKETS,
+                registry=registry,
+            )
+            self._local = Counter(
+                "gateway_local_responses_total",
+                "Responses that the gateway made itself instead of passing on a service's, by reason.",
+                ["path", "reason"],
+                registry=registry,
+            )
+        except ValueError as error:
+            raise duplicate(error) from None
+
+    def request(self, method: bytes, path: str, status: int, seconds: float) -> None:
+        """One request was answered: `path` is the route's template (or `__unmatched__`). 1 us."""
+        name = METHODS.get(method, OTHER_METHOD)
+        bound = self._bound.get((name, path, status))
+        if bound is None:
+            bound = self._bound[name, path, status] = (
+                self._requests.labels(name, path, str(status)).inc,
+                self._durations.labels(name, path).observe,
+            )
+        bound[0]()
+        bound[1](seconds)
+
+    def local(self, path: str, reason: str) -> None:
+        """The answer to a request was the gateway's own; `reason` is the slug that `x-mesh-reason` carries."""
+        self._local.labels(path, reason).inc()
