@@ -99,7 +99,6 @@ def bare(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """Build the documentation strictly, and run every snippet in it, in the README and in the examples."""
     session.install("-q", "-e", ".[cli,yaml]", *DOCS_TOOLS)
-    session.run("python", "docs/generate.py", "--check")
     session.run("zensical", "build", "--strict", "--clean")
     session.run("pytest", "tests/docs", *session.posargs)
 

@@ -78,6 +78,7 @@ class ChildProcess:
         port: int,
         log: Path,
         environment: Mapping[str, str],
+        folder: Path,
     ) -> None:
         self.name = name
         self.port = port
@@ -87,7 +88,7 @@ class ChildProcess:
         with log.open("ab") as output:
             self._process = subprocess.Popen(
                 command,
-                cwd=ROOT,
+                cwd=folder,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -165,8 +166,10 @@ class ChildProcess:
 class Processes:
     """Starts children and ends all of them at the end; a traceback in a log is an error unless it was expected."""
 
-    def __init__(self, folder: Path, *, tracebacks_allowed: bool = False) -> None:
+    def __init__(self, folder: Path, *, run_in: Path = ROOT, tracebacks_allowed: bool = False) -> None:
+        """`folder` gets the logs; the children run in `run_in`."""
         self._folder = folder
+        self._run_in = run_in
         self._tracebacks_allowed = tracebacks_allowed
         self._children: list[ChildProcess] = []
 
@@ -188,7 +191,7 @@ class Processes:
         if core is not None:
             arguments = ["taskset", "--cpu-list", str(core), *arguments]  # becomes the program, so the pid is its own
         log = self._folder / f"{len(self._children)}-{name.replace('/', '-')}.log"
-        child = ChildProcess(name, arguments, port, log, environment or {})
+        child = ChildProcess(name, arguments, port, log, environment or {}, self._run_in)
         child.traceback_expected = self._tracebacks_allowed
         self._children.append(child)
         return child
