@@ -96,7 +96,7 @@ class Tracing:
         tracer = self._active_tracer() if self.enabled else None
         if tracer is None:
             if record is not None and (context.inbound is not None or otel_context.get_current()):
-                record.trace_id = self.trace_id(context.inbound)
+                record.trace_id = current_trace_id(context.inbound)
             return None
         span = tracer.start_span(self._name(request), kind=SpanKind.CLIENT)
         if record is not None:
@@ -157,18 +157,8 @@ class Tracing:
             headers.extend(inbound.propagate)
 
     def trace_id(self, inbound: Inbound | None = None) -> str:
-        """The current trace id in hex: of the current span, else of the inbound request's headers, else ""."""
-        if otel_context.get_current():
-            span = get_current_span()
-            if span.get_span_context().is_valid:
-                return _hex(span)
-        if inbound is not None:
-            for name, value in inbound.propagate:
-                if name == b"traceparent" and len(value) >= 55:
-                    return value[3:35].decode("latin-1")
-                if name == b"x-b3-traceid" or (name == b"b3" and b"-" in value):
-                    return value.split(b"-")[0].decode("latin-1")
-        return ""
+        """See `current_trace_id`."""
+        return current_trace_id(inbound)
 
     def traced(self, function: Callable[P, R], name: str | None = None) -> Callable[P, R]:
         """Wrap a function or coroutine function so that each call of it is a span (S-151).
@@ -236,6 +226,21 @@ class Tracing:
         if context.request_id:
             attributes["mesh.request_id"] = context.request_id
         return attributes
+
+
+def current_trace_id(inbound: Inbound | None = None) -> str:
+    """The trace id in hex: of the current span, else of the inbound request's headers, else ""."""
+    if otel_context.get_current():
+        span = get_current_span()
+        if span.get_span_context().is_valid:
+            return _hex(span)
+    if inbound is not None:
+        for name, value in inbound.propagate:
+            if name == b"traceparent" and len(value) >= 55:  # W3C Trace Context section 3.2
+                return value[3:35].decode("latin-1")
+            if name == b"x-b3-traceid" or (name == b"b3" and b"-" in value):
+                return value.split(b"-")[0].decode("latin-1")
+    return ""
 
 
 def _has_trace(headers: list[Header]) -> bool:
