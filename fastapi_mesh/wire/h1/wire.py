@@ -1,0 +1,174 @@
+"""A wire that speaks HTTP/1.1, over TCP or TLS, to the instance in the context."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from functools import partial
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from fastapi_mesh.config.policies import IDEMPOTENT_METHODS
+from fastapi_mesh.core.message import Response
+from fastapi_mesh.core.tasks import Supervisor
+from fastapi_mesh.exceptions import UpstreamConnectionError, UpstreamTimeoutError
+from fastapi_mesh.wire.h1.body import Exchange
+from fastapi_mesh.wire.h1.connection import Counters, Settings
+from fastapi_mesh.wire.h1.framing import FieldNames, request_head
+from fastapi_mesh.wire.h1.pool import Pool
+from fastapi_mesh.wire.h1.sender import SLICE, send_body
+from fastapi_mesh.wire.h1.upgrade import UpgradedStream
+
+if TYPE_CHECKING:
+    from fastapi_mesh.core.events import Observer
+    from fastapi_mesh.core.instance import Instance
+    from fastapi_mesh.core.message import Request
+    from fastapi_mesh.wire.h1.connection import H1Connection
+    from fastapi_mesh.wire.h1.framing import RequestHead
+
+
+class H1Wire:
+    """Sends requests to instances of the schemes `http` and `https`, over connections that it keeps and reuses.
+
+    `keepalive_expiry` is seconds that an idle connection is kept (uvicorn closes its side after 5 s; a shorter
+    `Keep-Alive: timeout=` of an instance counts). `max_connections` limits the connections to each instance; a call
+    then waits for its turn until the deadline of its attempt. `ssl_context` is used for `https`, by default the
+    system's trust store; the certificate must be valid for the instance's address, or for `server_name` in its
+    metadata. A response head may have `max_header_bytes` (with all 1xx before it) and `max_headers`.
+    """
+
+    def __init__(
+        self,
+        *,
+        keepalive_expiry: float = 4.0,
+        max_connections: int | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+        max_header_bytes: int = 64 * 1024,
+        max_headers: int = 256,
+        observer: Observer | None = None,
+    ) -> None:
+        self._settings = Settings(
+            keepalive_expiry=keepalive_expiry,
+            max_connections=max_connections,
+            max_header_bytes=max_header_bytes,
+            max_headers=max_headers,
+            observer=observer,
+            counters=Counters(),
+        )
+        self._ssl_context = ssl_context
+        self._names = FieldNames()
+        self._pools: dict[tuple[str, str, int, str | None], Pool] = {}
+        self._supervisor = Supervisor()
+        self._closed = False
+        self._drained: asyncio.Future[None] | None = None
+
+    def statistics(self) -> dict[str, int]:
+        """Connections now (`open` includes those being made), and counts since the start."""
+        pools = self._pools.values()
+        counters = self._settings.counters
+        opened = sum(pool.open for pool in pools)
+        idle = sum(pool.idle for pool in pools)
+        return {
+            "open": opened,
+            "idle": idle,
+            "in_use": opened - idle,
+            "waiting": sum(pool.waiting for pool in pools),
+            "created": counters.created,
+            "reused": counters.reused,
+            "stale_retries": counters.stale_retries,
+            "trailers_dropped": counters.trailers_dropped,
+        }
+
+    async def __call__(self, request: Request) -> Response:
+        state = request.context.instance
+        assert state is not None, "Balance sets the instance before the wire is asked"
+        instance = state.instance
+        pool = self._pool(instance)
+        head = request_head(request, instance.base_path, pool.host_line, self._names)
+        deadline = request.context.attempt_deadline
+        while True:
+            if deadline is not None and deadline <= monotonic():
+                raise UpstreamTimeoutError(
+                    "no time left for this attempt", service=request.service, phase="connect", request_sent=False
+                )
+            connection = pool.take()
+            if connection is None:
+                connection = await pool.acquire(request)
+            exchange = await self._exchange(connection, request, head)
+            error = exchange.error
+            if error is None:
+                break
+            # RFC 9110 section 9.2.2 and RFC 9112 section 9.3.1: the instance may have closed an idle connection just
+            # as we used it; a request without a body that changes nothing is sent again.
+            if not exchange.stale or request.method not in IDEMPOTENT_METHODS or request.body != b"":
+                raise error
+            self._settings.counters.stale_retries += 1
+            pool = self._pool(instance)
+        duration = request.context.policy.max_stream_duration
+        if duration is not None and not exchange.complete:
+            exchange.limit_duration(duration)
+        upgrade = UpgradedStream(exchange) if exchange.status == 101 else None
+        return Response(exchange.status, exchange.headers, exchange, upgrade)
+
+    async def aclose(self) -> None:
+        """Close every connection and wait until they are gone; calls in progress fail."""
+        self._closed = True
+        for key, pool in list(self._pools.items()):
+            pool.close()
+            if not pool.open:
+                del self._pools[key]
+        if self._pools:
+            self._drained = asyncio.get_running_loop().create_future()
+            await self._drained
+        await self._supervisor.aclose()
+
+    async def _exchange(self, connection: H1Connection, request: Request, head: RequestHead) -> Exchange:
+        """Send the request and wait for the answer's head."""
+        loop = asyncio.get_running_loop()
+        exchange = Exchange(connection, request, loop, head.upgrade)
+        waiter = exchange.waiter
+        assert waiter is not None
+        deadline = request.context.attempt_deadline
+        timer = None if deadline is None else loop.call_later(deadline - monotonic(), exchange.expire)
+        body = request.body
+        sender: asyncio.Task[None] | None = None
+        if isinstance(body, bytes) and len(body) <= SLICE:
+            connection.begin(exchange, head.data + body if body else head.data)
+        else:
+            connection.begin(exchange, head.data)
+            exchange.sending = head.length != 0
+            sender = self._supervisor.start(send_body(exchange, body, head.length, head.expects), name="request body")
+            exchange.sender = sender
+        try:
+            await waiter
+            if sender is not None and not sender.done():
+                await asyncio.wait((sender,))
+        except asyncio.CancelledError:
+            exchange.lose(UpstreamConnectionError("the call was cancelled"))
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+        return exchange
+
+    def _pool(self, instance: Instance) -> Pool:
+        secure = instance.scheme == "https"
+        name = instance.metadata.get("server_name") if secure else None
+        key = (instance.scheme, instance.address, instance.port, name)
+        pool = self._pools.get(key)
+        if pool is None:
+            if self._closed:
+                raise UpstreamConnectionError("the wire is closed", service=instance.service)
+            pool = Pool(instance, self._settings, self._tls() if secure else None, partial(self._forget, key))
+            self._pools[key] = pool
+        return pool
+
+    def _forget(self, key: tuple[str, str, int, str | None]) -> None:
+        self._pools.pop(key, None)
+        if self._drained is not None and not self._pools and not self._drained.done():
+            self._drained.set_result(None)
+
+    def _tls(self) -> ssl.SSLContext:
+        if self._ssl_context is None:
+            self._ssl_context = ssl.create_default_context()
+        return self._ssl_context
