@@ -209,6 +209,7 @@ PARTS = {
     },
     "design.md": {
         "stack": lambda: order("fastapi_mesh.service_mesh.stack"),
+        "pipeline": lambda: order("fastapi_mesh.api_gateway.pipeline"),
     },
 }
 
