@@ -1,0 +1,80 @@
+"""Lists of instances: their order, when two say the same, and what an instance must have to be in one."""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from operator import attrgetter
+from typing import TYPE_CHECKING, get_args
+
+from fastapi_mesh.core.instance import Health, Scheme
+from fastapi_mesh.exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable
+
+    from fastapi_mesh.core.instance import Instance
+    from fastapi_mesh.discovery.base import Discovery
+
+SCHEMES: frozenset[str] = frozenset(get_args(Scheme))
+HEALTHS: frozenset[str] = frozenset(get_args(Health))
+
+_by_id = attrgetter("id")
+
+
+def ordered(instances: Iterable[Instance]) -> tuple[Instance, ...]:
+    """The list as `Discovery.watch` promises it: sorted by id, one per id (the last given stays)."""
+    return tuple(sorted({each.id: each for each in instances}.values(), key=_by_id))
+
+
+def same(one: tuple[Instance, ...], other: tuple[Instance, ...]) -> bool:
+    """Whether two lists say the same; an application object (`app`) is compared by identity."""
+    return one is other or (one == other and all(a.app is b.app for a, b in zip(one, other, strict=True)))
+
+
+@asynccontextmanager
+async def watching(discovery: Discovery, service: str) -> AsyncIterator[AsyncIterator[tuple[Instance, ...]]]:
+    """The iterator of `discovery.watch`, closed at the end of the block if it can be."""
+    lists = discovery.watch(service)
+    try:
+        yield lists
+    finally:
+        if isinstance(lists, AsyncGenerator):
+            await lists.aclose()
+
+
+def is_wildcard(address: str) -> bool:
+    """Whether `address` means every interface (0.0.0.0, ::), where a server can listen but nobody can connect to."""
+    try:
+        return ipaddress.ip_address(address).is_unspecified
+    except ValueError:
+        return address == ""
+
+
+def check(instance: Instance) -> Instance:
+    """Return `instance` if callers could use it as it is. Raises ConfigurationError with one line per problem."""
+    problems = [
+        f"{name}: {getattr(instance, name)!r} must be a non-empty text of printable characters"
+        for name in ("service", "id", "address")
+        if not getattr(instance, name) or not getattr(instance, name).isprintable()
+    ]
+    if instance.scheme not in SCHEMES:
+        problems.append(f"scheme: {instance.scheme!r} is none of {', '.join(sorted(SCHEMES))}")
+    if instance.health not in HEALTHS:
+        problems.append(f"health: {instance.health!r} is none of {', '.join(sorted(HEALTHS))}")
+    if (instance.scheme == "asgi") != (instance.app is not None):
+        problems.append("app: the scheme 'asgi' needs an application object, and no other scheme takes one")
+    if instance.scheme != "asgi":
+        if not 1 <= instance.port <= 65535:
+            problems.append(f"port: {instance.port} is not between 1 and 65535")
+        if is_wildcard(instance.address) and instance.address:
+            problems.append(f"address: {instance.address} is where a server listens, not where it can be reached")
+    if not (math.isfinite(instance.weight) and instance.weight > 0):
+        problems.append(f"weight: {instance.weight} is not a positive number")
+    if instance.base_path and not instance.base_path.startswith(b"/"):
+        problems.append(f"base_path: {instance.base_path!r} does not start with '/'")
+    if problems:
+        raise ConfigurationError(problems=problems, source=f"instance {instance.id!r} of {instance.service!r}")
+    return instance

@@ -1,0 +1,129 @@
+"""What a registry with leases stores of one instance, and which of several rows count."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, cast
+
+from fastapi_mesh.core.instance import Instance
+from fastapi_mesh.discovery.lists import check, ordered
+from fastapi_mesh.exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from fastapi_mesh.core.instance import Health, Scheme
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Who registers: one registry object of one process. A later `epoch` (monotonic seconds) is a later start."""
+
+    token: str
+    epoch: float
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One registration; `born` counts those of its owner. `expires` is in monotonic seconds."""
+
+    instance: Instance
+    owner: Owner
+    born: int
+    lease: float
+    expires: float
+
+
+def check_times(**times: float) -> None:
+    """Refuse times that are not positive, and a heartbeat that comes too late for its lease (ConfigurationError)."""
+    problems = [
+        f"discovery.{name}: {value} is not a positive number of seconds"
+        for name, value in times.items()
+        if not (math.isfinite(value) and value > 0)
+    ]
+    if not problems and times["heartbeat"] >= times["lease"]:
+        problems.append(
+            f"discovery.heartbeat: {times['heartbeat']:g} s is not shorter than discovery.lease "
+            f"({times['lease']:g} s), so every instance would expire; lower heartbeat or raise lease"
+        )
+    if problems:
+        raise ConfigurationError(problems=problems, source="discovery")
+
+
+def lists_of(rows: Iterable[Row]) -> dict[str, tuple[Instance, ...]]:
+    """The list of each service, of those rows that count.
+
+    Nothing is deleted when a registration takes the place of another, it only counts more; so several workers on one
+    port don't push each other out at every beat, and when one of them goes another one's row counts at once.
+
+    - Of several owners at one address, port and base path the one that started last is there: a process restarted on
+      its port replaces the one that crashed before its lease is over, whatever service that was.
+    - Of several rows of a service at one such place, or with one id, the last counts.
+
+    Instances inside one process (`asgi`) have no address to compare.
+    """
+    by_age = sorted(rows, key=lambda row: (row.owner.epoch, row.owner.token, row.born))
+    tenant = {_place(row): row.owner for row in by_age}
+    there = [row for row in by_age if tenant[_place(row)] == row.owner]
+    last_there = {(row.instance.service, _place(row)): row for row in there}
+    last_named = {(row.instance.service, row.instance.id): row for row in last_there.values()}
+    lists: dict[str, list[Instance]] = {}
+    for row in last_named.values():
+        lists.setdefault(row.instance.service, []).append(row.instance)
+    return {service: ordered(instances) for service, instances in lists.items()}
+
+
+def _place(row: Row) -> object:
+    instance = row.instance
+    return (instance.address, instance.port, instance.base_path) if instance.app is None else id(instance.app)
+
+
+def encode(instance: Instance) -> str:
+    """The JSON document of everything about an instance but service, id, address and port."""
+    return json.dumps(
+        {
+            "scheme": instance.scheme,
+            "health": instance.health,
+            "weight": instance.weight,
+            "tags": list(instance.tags),
+            "metadata": dict(instance.metadata),
+            "version": instance.version,
+            "zone": instance.zone,
+            "base_path": instance.base_path.decode("latin-1"),
+            "health_check": instance.health_check,
+        }
+    )
+
+
+def decode(service: str, id: str, address: str, port: int, document: str) -> Instance:
+    """The instance of a stored row; raises ConfigurationError when the document is not one that `encode` made.
+
+    Members that are unknown here, written by a later version, are ignored.
+    """
+    try:
+        plain = json.loads(document)
+        instance = Instance(
+            service,
+            id,
+            address,
+            port,
+            scheme=cast("Scheme", str(plain["scheme"])),
+            health=cast("Health", str(plain["health"])),
+            weight=float(plain["weight"]),
+            tags=tuple(str(tag) for tag in plain["tags"]),
+            metadata=MappingProxyType({str(key): str(value) for key, value in plain["metadata"].items()}),
+            version=_optional(plain["version"]),
+            zone=_optional(plain["zone"]),
+            base_path=str(plain["base_path"]).encode("latin-1"),
+            health_check=_optional(plain["health_check"]),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigurationError(f"row {id!r} of {service!r} is unreadable: {type(error).__name__}: {error}") from None
+    return check(instance)
+
+
+def _optional(value: object) -> str | None:
+    return None if value is None else str(value)
