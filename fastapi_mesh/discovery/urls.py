@@ -128,8 +128,11 @@ def _base_path(path: str) -> bytes:
 
 
 def _shown(text: str) -> str:
-    """`text` for a message: without user, password and query, and not longer than a line."""
-    head, mark, _ = text.partition("?")
-    scheme, found, rest = head.rpartition("://") if "://" in head else ("", "", head)
-    shown = f"{scheme}{found}***@{rest.rpartition('@')[2]}" if "@" in rest else head
-    return (shown + ("?***" if mark else ""))[:200]
+    """`text` for a message: without user, password, query and fragment, and not longer than a line."""
+    head = re.split(r"[?#]", text, maxsplit=1)[0]
+    mark = text[len(head) : len(head) + 1]
+    if "@" in head:
+        scheme = head.partition("://")[0]
+        start = f"{scheme}://" if scheme.lower() in DEFAULT_PORTS else ""
+        head = f"{start}***@{head.rpartition('@')[2]}"
+    return (f"{head}{mark}***" if mark else head)[:200]
