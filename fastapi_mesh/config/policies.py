@@ -6,22 +6,27 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Status = Annotated[int, Field(ge=100, le=599)]
+from fastapi_mesh.config.fields import (
+    Count,
+    CountOrZero,
+    Delay,
+    Factor,
+    Frozen,
+    NotBool,
+    Ratio,
+    Seconds,
+    Status,
+    Weight,
+)
+from fastapi_mesh.config.later import not_yet
 
 IDEMPOTENT_METHODS = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"})
 """RFC 9110 section 9.2.2."""
 
 REPLAY_LIMIT = 64 * 1024
 """Bytes of a request body kept for another attempt, and of an answer held until it is complete."""
-
-
-class Frozen(BaseModel):
-    """A settings model: immutable, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_enum_values=False)
 
 
 class LoadBalancingStrategy(StrEnum):
@@ -33,6 +38,23 @@ class LoadBalancingStrategy(StrEnum):
     """The better of two random instances by calls in flight per weight (power of two choices)."""
 
 
+LATER_STRATEGIES = ("random", "least_response_time", "consistent_hash")
+
+
+def _strategy(value: object) -> object:
+    if isinstance(value, str) and value.lower() in LATER_STRATEGIES:
+        known = ", ".join(repr(each.value) for each in LoadBalancingStrategy)
+        raise ValueError(f"{not_yet(f'{value!r} is')}; it has {known}")
+    return value
+
+
+Strategy = Annotated[LoadBalancingStrategy, BeforeValidator(_strategy)]
+
+
+def _shorter(longest_name: str, longest: float, first_name: str, first: float) -> str:
+    return f"{longest_name} ({longest:g} s) is shorter than {first_name} ({first:g} s); raise it or lower {first_name}"
+
+
 class RetryPolicy(Frozen):
     """When and how often a failed attempt is repeated.
 
@@ -42,36 +64,54 @@ class RetryPolicy(Frozen):
     (Finagle's RetryBudget).
     """
 
-    max_attempts: Annotated[int, Field(ge=1, le=20)] = 3
-    backoff_strategy: Literal["exponential", "linear"] = "exponential"
-    base_delay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.025
-    max_delay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
-    multiplier: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 2.0
-    jitter: bool = True
-    retry_statuses: frozenset[Status] = frozenset({502, 503, 504})
-    """Answers that are worth another attempt; 429 and 503 with Retry-After always are when the wait fits."""
-    retry_non_idempotent: bool = False
-    """Also repeat POST and PATCH after they may have been executed."""
-    budget_ratio: Annotated[float, Field(ge=0, le=10)] = 0.2
-    budget_min_per_second: Annotated[float, Field(ge=0)] = 10.0
+    max_attempts: Annotated[int, NotBool, Field(ge=1, le=20)] = Field(
+        default=3, description="Attempts in total, the first included; 1 switches retries off."
+    )
+    backoff_strategy: Literal["exponential", "linear"] = Field(
+        default="exponential", description="How the wait grows from attempt to attempt."
+    )
+    base_delay: Delay = Field(default=0.025, description="Seconds of the first wait, before jitter.")
+    max_delay: Delay = Field(default=1.0, description="Seconds of the longest wait.")
+    multiplier: Factor = Field(default=2.0, description="Growth of the wait per attempt (exponential only).")
+    jitter: bool = Field(default=True, description="Draw each wait between 0 and its value (full jitter).")
+    retry_statuses: frozenset[Status] = Field(
+        default=frozenset({502, 503, 504}),
+        description="Answers that are worth another attempt; "
+        "429 and 503 with Retry-After always are when the wait fits.",
+    )
+    retry_non_idempotent: bool = Field(
+        default=False, description="Also repeat POST and PATCH after they may have been executed."
+    )
+    budget_ratio: Annotated[Ratio, Field(le=10)] = Field(
+        default=0.2, description="Retries allowed per recent call (10 s), on top of `budget_min_per_second`."
+    )
+    budget_min_per_second: Ratio = Field(default=10.0, description="Retries per second that are always allowed.")
+
+    @model_validator(mode="after")
+    def _delays_fit(self) -> Self:
+        if {"base_delay", "max_delay"} <= self.model_fields_set and self.base_delay > self.max_delay:
+            raise ValueError(_shorter("max_delay", self.max_delay, "base_delay", self.base_delay))
+        return self
 
 
 class BreakerPolicy(Frozen):
     """The circuit breaker of a service: opens after `failure_threshold` failed calls in a row."""
 
-    failure_threshold: Annotated[int, Field(ge=1)] = 5
-    recovery_timeout: Seconds = 60.0
-    """Seconds open before trial calls are let through."""
-    half_open_max_calls: Annotated[int, Field(ge=1)] = 3
-    """Trial calls at once while half-open; as many successes close the circuit."""
-    failure_statuses: frozenset[Status] = frozenset({500, 502, 503, 504})
+    failure_threshold: Count = Field(default=5, description="Failed calls in a row that open the circuit.")
+    recovery_timeout: Seconds = Field(default=60.0, description="Seconds open before trial calls are let through.")
+    half_open_max_calls: Count = Field(
+        default=3, description="Trial calls at once while half-open; as many successes close the circuit."
+    )
+    failure_statuses: frozenset[Status] = Field(
+        default=frozenset({500, 502, 503, 504}), description="Answers that count as failures."
+    )
 
 
 class BulkheadPolicy(Frozen):
     """Calls in flight to one service: `max_concurrent` run, `max_queue` wait, the rest is refused."""
 
-    max_concurrent: Annotated[int, Field(ge=1)]
-    max_queue: Annotated[int, Field(ge=0)] = 0
+    max_concurrent: Count = Field(description="Calls that run at the same time.")
+    max_queue: CountOrZero = Field(default=0, description="Calls that wait for a seat; more are refused.")
 
 
 class OutlierPolicy(Frozen):
@@ -79,48 +119,81 @@ class OutlierPolicy(Frozen):
     `base_ejection * n` seconds, at most `max_ejection`; then one trial call decides.
     """
 
-    consecutive_failures: Annotated[int, Field(ge=1)] = 5
-    base_ejection: Seconds = 30.0
-    max_ejection: Seconds = 300.0
-    failure_statuses: frozenset[Status] = frozenset({500, 502, 503, 504})
+    consecutive_failures: Count = Field(default=5, description="Failed attempts in a row that eject an instance.")
+    base_ejection: Seconds = Field(default=30.0, description="Seconds of the first ejection; the n-th lasts n times.")
+    max_ejection: Seconds = Field(default=300.0, description="Seconds of the longest ejection.")
+    failure_statuses: frozenset[Status] = Field(
+        default=frozenset({500, 502, 503, 504}), description="Answers that count as failures."
+    )
+
+    @model_validator(mode="after")
+    def _ejections_fit(self) -> Self:
+        if {"base_ejection", "max_ejection"} <= self.model_fields_set and self.base_ejection > self.max_ejection:
+            raise ValueError(_shorter("max_ejection", self.max_ejection, "base_ejection", self.base_ejection))
+        return self
 
 
 class BalancingPolicy(Frozen):
     """How instances are picked; `weights` is by instance id, 1.0 where absent."""
 
-    strategy: LoadBalancingStrategy = LoadBalancingStrategy.ROUND_ROBIN
-    weights: dict[str, Annotated[float, Field(gt=0)]] = {}
+    strategy: Strategy = Field(
+        default=LoadBalancingStrategy.ROUND_ROBIN, description="How the next instance is picked."
+    )
+    weights: dict[str, Weight] = Field(
+        default={}, description="Share of an instance by its id, in relation to the others; 1.0 where absent."
+    )
 
 
 class TimeoutPolicy(Frozen):
     """How long things may take. `timeout` covers the whole call with all attempts, up to the response head."""
 
-    timeout: Seconds | None = 30.0
-    attempt_timeout: Seconds | None = 25.0
-    connect_timeout: Seconds = 5.0
-    idle_timeout: Seconds = 60.0
-    """Longest pause between two parts of a body, each way."""
-    max_stream_duration: Seconds | None = None
+    timeout: Seconds | None = Field(
+        default=30.0, description="Seconds for the whole call with all attempts, up to the response head; None: no end."
+    )
+    attempt_timeout: Seconds | None = Field(
+        default=25.0, description="Seconds for one attempt, up to the response head; at most `timeout`."
+    )
+    connect_timeout: Seconds = Field(default=5.0, description="Seconds to open a connection.")
+    idle_timeout: Seconds = Field(
+        default=60.0, description="Seconds of the longest pause between two parts of a body, each way."
+    )
+    max_stream_duration: Seconds | None = Field(
+        default=None, description="Seconds for a whole streamed response; None: no end."
+    )
 
     @model_validator(mode="after")
     def _attempt_fits(self) -> Self:
-        if self.timeout is not None and self.attempt_timeout is not None and self.attempt_timeout > self.timeout:
-            raise ValueError(
-                f"attempt_timeout ({self.attempt_timeout:g} s) is longer than timeout ({self.timeout:g} s), "
-                "so it could never end an attempt; lower attempt_timeout or raise timeout"
-            )
+        """Both were set, and don't fit. One alone is judged where it meets the other: `config.overlay`."""
+        if {"timeout", "attempt_timeout"} <= self.model_fields_set and (
+            problem := attempt_misfit("attempt_timeout", self.attempt_timeout, "timeout", self.timeout)
+        ):
+            raise ValueError(problem)
         return self
+
+
+def attempt_misfit(attempt_name: str, attempt: float | None, total_name: str, total: float | None) -> str:
+    """Why a limit for one attempt could never end it; "" when it can."""
+    if attempt is None or total is None or attempt <= total:
+        return ""
+    return (
+        f"{attempt_name} ({attempt:g} s) is longer than {total_name} ({total:g} s), "
+        f"so it could never end an attempt; lower {attempt_name} or raise {total_name}"
+    )
 
 
 class ServicePolicy(Frozen):
     """All policies of one service; a section that is None switches its layer off."""
 
-    timeouts: TimeoutPolicy = TimeoutPolicy()
-    retry: RetryPolicy | None = RetryPolicy()
-    circuit_breaker: BreakerPolicy | None = BreakerPolicy()
-    bulkhead: BulkheadPolicy | None = None
-    outlier: OutlierPolicy | None = OutlierPolicy()
-    load_balancing: BalancingPolicy = BalancingPolicy()
+    timeouts: TimeoutPolicy = Field(default=TimeoutPolicy(), description="How long things may take.")
+    retry: RetryPolicy | None = Field(default=RetryPolicy(), description="Repeating failed attempts; None: never.")
+    circuit_breaker: BreakerPolicy | None = Field(
+        default=BreakerPolicy(), description="Refusing calls to a service that fails; None: never."
+    )
+    bulkhead: BulkheadPolicy | None = Field(default=None, description="Calls in flight; None: no limit.")
+    outlier: OutlierPolicy | None = Field(
+        default=OutlierPolicy(), description="Leaving out an instance that fails; None: never."
+    )
+    load_balancing: BalancingPolicy = Field(default=BalancingPolicy(), description="How instances are picked.")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -138,7 +211,7 @@ class CallPolicy:
     outlier: OutlierPolicy | None
     balancing: BalancingPolicy
     sections: int = field(init=False, default=0)
-    """Which optional layers are on, as bits: 1 breaker, 2 bulkhead, 4 retry, 8 outlier. One compiled chain per value."""
+    """Which optional layers are on, as bits: 1 breaker, 2 bulkhead, 4 retry, 8 outlier. One chain per value."""
 
     def __post_init__(self) -> None:
         optional = (self.breaker, self.bulkhead, self.retry, self.outlier)
@@ -148,9 +221,12 @@ class CallPolicy:
     def compile(cls, policy: ServicePolicy) -> CallPolicy:
         times = policy.timeouts
         retry = policy.retry if policy.retry is not None and policy.retry.max_attempts > 1 else None
+        attempt = times.attempt_timeout
+        if attempt is not None and times.timeout is not None:
+            attempt = min(attempt, times.timeout)
         return cls(
             timeout=times.timeout,
-            attempt_timeout=times.attempt_timeout,
+            attempt_timeout=attempt,
             connect_timeout=times.connect_timeout,
             idle_timeout=times.idle_timeout,
             max_stream_duration=times.max_stream_duration,

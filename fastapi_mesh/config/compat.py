@@ -1,0 +1,212 @@
+"""The product description's shapes of settings, turned into ours: the only place that reads dicts by their keys."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import Field, RootModel, ValidationError
+
+from fastapi_mesh.config.fields import Seconds, ServiceName
+from fastapi_mesh.config.gateway import GatewayServiceConfig, RouteConfig, Routes
+from fastapi_mesh.config.later import LaterOption, later
+from fastapi_mesh.config.layers import SettingsLayer, plain
+from fastapi_mesh.config.overlay import with_section
+from fastapi_mesh.config.policies import BalancingPolicy, BreakerPolicy, RetryPolicy
+from fastapi_mesh.config.problems import explain, suggestion
+from fastapi_mesh.exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from fastapi_mesh.config.problems import Location
+
+__all__ = [
+    "balancing_policies",
+    "breaker_policies",
+    "from_config_map",
+    "get_protocol_config",
+    "retry_policies",
+    "routes_from_description",
+    "services_from_description",
+    "with_section",
+]
+
+T = TypeVar("T")
+
+Section = BreakerPolicy | dict[str, object]
+
+
+class _Breaker(BreakerPolicy):
+    """A breaker as the description writes it: with the limit of each attempt beside it."""
+
+    timeout: Seconds | None = Field(default=None, description="Seconds for one attempt.")
+
+
+class _Balancing(BalancingPolicy):
+    """Balancing as the description writes it."""
+
+    health_check_required: LaterOption = later("health_check_required")
+    sticky_sessions: LaterOption = later("sticky_sessions")
+    session_affinity_header: LaterOption = later("session_affinity_header")
+
+
+class _Routes(RootModel[Routes]):
+    """A list of routes."""
+
+
+class _Services(RootModel[dict[ServiceName, GatewayServiceConfig]]):
+    """Service to its settings."""
+
+
+class _Breakers(RootModel[dict[ServiceName, _Breaker]]):
+    """Service to its breaker."""
+
+
+class _Retries(RootModel[dict[ServiceName, RetryPolicy]]):
+    """Service to its retries."""
+
+
+class _Balancers(RootModel[dict[ServiceName, _Balancing]]):
+    """Service to its balancing."""
+
+
+def routes_from_description(
+    given: Iterable[Mapping[str, object] | RouteConfig], source: str = "configure_routes"
+) -> tuple[RouteConfig, ...]:
+    """`[{"path": "/api/v1/users/*", "service": "user-service", "methods": ["GET"]}]`. Raises ConfigurationError."""
+    return _read(_Routes, list(given) if isinstance(given, (list, tuple)) else given, source)
+
+
+def services_from_description(
+    given: Mapping[str, object], source: str = "configure_services"
+) -> dict[str, GatewayServiceConfig]:
+    """`{"user-service": {"instances": [url, ...], "load_balancing": "round_robin"}}`, or just a URL or list of them."""
+    return _read(_Services, given, source)
+
+
+def breaker_policies(
+    given: Mapping[str, object], source: str = "configure_circuit_breakers"
+) -> dict[str, dict[str, Section]]:
+    """Service to changed sections, for `with_section`: `circuit_breaker`, and `timeouts` where `timeout` was given.
+
+    `{"payment-gateway": {"failure_threshold": 3, "recovery_timeout": 120, "half_open_max_calls": 3, "timeout": 10.0}}`;
+    `timeout` is the limit of each attempt, in seconds.
+    """
+    sections: dict[str, dict[str, Section]] = {}
+    for service, breaker in _read(_Breakers, given, source).items():
+        own = breaker.model_dump(exclude={"timeout"}, exclude_unset=True)
+        sections[service] = {"circuit_breaker": BreakerPolicy.model_validate(own)}
+        if breaker.timeout is not None:
+            sections[service]["timeouts"] = {"attempt_timeout": breaker.timeout}
+    return sections
+
+
+def retry_policies(given: Mapping[str, object], source: str = "configure_retry_policies") -> dict[str, RetryPolicy]:
+    """`{"user-service": {"max_attempts": 3, "backoff_strategy": "linear", "base_delay": 1.0, "max_delay": 10.0}}`.
+
+    A `max_delay` that isn't given is ten times `base_delay`, at least the default.
+    """
+    policies = _read(_Retries, given, source)
+    for service, policy in policies.items():
+        if "base_delay" in policy.model_fields_set and "max_delay" not in policy.model_fields_set:
+            longest = max(policy.max_delay, 10 * policy.base_delay)
+            policies[service] = policy.model_copy(update={"max_delay": longest})
+    return policies
+
+
+def balancing_policies(
+    given: Mapping[str, object], source: str = "configure_load_balancing"
+) -> dict[str, BalancingPolicy]:
+    """`{"order-service": {"strategy": "least_connections", "weights": {"order-service-1": 2.0}}}`."""
+    return {
+        service: BalancingPolicy(strategy=each.strategy, weights=each.weights)
+        for service, each in _read(_Balancers, given, source).items()
+    }
+
+
+def _read(model: type[RootModel[T]], given: object, source: str) -> T:
+    try:
+        return model.model_validate(plain(given)).root
+    except ValidationError as error:
+        raise ConfigurationError(problems=explain(error, model), source=source) from error
+
+
+_CONFIG_MAP: dict[tuple[str, str], Location] = {
+    ("discovery", "backend"): ("discovery", "backend"),
+    ("discovery", "namespace"): ("namespace",),
+    ("discovery", "host"): ("discovery", "host"),
+    ("discovery", "port"): ("discovery", "port"),
+    ("discovery", "path"): ("discovery", "path"),
+    ("security", "enable_mtls"): ("enable_mtls",),
+    ("security", "auto_cert_renewal"): ("auto_cert_renewal",),
+    ("load_balancing", "default_strategy"): ("defaults", "load_balancing", "strategy"),
+    ("circuit_breaker", "default_failure_threshold"): ("defaults", "circuit_breaker", "failure_threshold"),
+    ("circuit_breaker", "default_recovery_timeout"): ("defaults", "circuit_breaker", "recovery_timeout"),
+}
+"""The description's ConfigMap: section and key below `service_mesh` to our place."""
+
+CONFIG_MAP_TABLE = "service_mesh"
+
+
+def from_config_map(layer: SettingsLayer) -> SettingsLayer:
+    """A file's settings with the table `service_mesh` (the description's ConfigMap) put where ours are."""
+    given = layer.data.pop(CONFIG_MAP_TABLE, None)
+    if given is None:
+        return layer
+    translated = SettingsLayer(problems=list(layer.problems))
+    sections = {section for section, _ in _CONFIG_MAP}
+    for section, table in given.items() if isinstance(given, Mapping) else [(None, given)]:
+        if section is not None and section not in sections:
+            translated.problems.append(_unknown(layer, (CONFIG_MAP_TABLE, str(section)), sections))
+            continue
+        if not isinstance(table, Mapping):
+            path = ".".join(filter(None, (CONFIG_MAP_TABLE, section)))
+            translated.problems.append(f"{path}: is not a table of settings")
+            continue
+        for key, value in table.items():
+            place = _CONFIG_MAP.get((str(section), str(key)))
+            here = (CONFIG_MAP_TABLE, str(section), str(key))
+            if place is None:
+                known = {name for of, name in _CONFIG_MAP if of == section}
+                translated.problems.append(_unknown(layer, here, known))
+            else:
+                translated.put(place, value, ", ".join(filter(None, (".".join(here), layer.origin(here)))))
+    for name, value in layer.data.items():
+        translated.put((name,), value, layer.origin((name,)))
+    translated.origins.update(layer.origins)
+    return translated
+
+
+def _unknown(layer: SettingsLayer, place: tuple[str, ...], known: set[str]) -> str:
+    line = layer.origin(place)
+    where = f"{'.'.join(place)} ({line})" if line else ".".join(place)
+    return f"{where}: unknown key{suggestion(place[-1], sorted(known))}"
+
+
+def get_protocol_config(env: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]]:
+    """The description's own reading of its environment variables, with its defaults (`env` is os.environ if None).
+
+    Nothing here reads it back: `load_mesh_config` and `load_gateway_config` have rules of their own.
+    """
+    env = os.environ if env is None else env
+    port = env.get("GATEWAY_PORT", "8080")
+    try:
+        number = int(port)
+    except ValueError as error:
+        raise ConfigurationError(f"GATEWAY_PORT: {port!r} is not a port number") from error
+    return {
+        "api_gateway": {
+            "host": env.get("GATEWAY_HOST", "0.0.0.0"),
+            "port": number,
+            "enable_auth": env.get("GATEWAY_AUTH_ENABLED", "true").lower() == "true",
+            "rate_limit": env.get("GATEWAY_RATE_LIMIT", "1000/hour"),
+        },
+        "service_mesh": {
+            "service_name": env.get("SERVICE_NAME"),
+            "discovery_backend": env.get("DISCOVERY_BACKEND", "kubernetes"),
+            "enable_mtls": env.get("MTLS_ENABLED", "true").lower() == "true",
+            "namespace": env.get("SERVICE_NAMESPACE", "default"),
+        },
+    }

@@ -1,0 +1,181 @@
+"""Settings from a file: TOML (also a table of pyproject.toml), YAML or JSON, with the line of each setting."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastapi_mesh.config.layers import SettingsLayer
+from fastapi_mesh.exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from fastapi_mesh.config.problems import Location
+
+PYPROJECT_TABLE = ("tool", "fastapi-mesh")
+
+
+def read_file(file: str | PathLike[str]) -> SettingsLayer:
+    """The settings in `file`. Raises ConfigurationError when it can't be read or its syntax is wrong."""
+    path = Path(file)
+    reader = {".toml": _toml, ".json": _json, ".yaml": _yaml, ".yml": _yaml}.get(path.suffix.lower())
+    if reader is None:
+        raise ConfigurationError(f"{file}: is not a .toml, .yaml, .yml or .json file", source=str(file))
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ConfigurationError(f"{file}: there is no such file", source=str(file)) from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "is not UTF-8" if isinstance(error, UnicodeDecodeError) else error.strerror
+        raise ConfigurationError(f"{file}: can't be read: {reason}", source=str(file)) from error
+    try:
+        data, lines = reader(text)
+    except _SyntaxProblem as error:
+        raise ConfigurationError(f"{file}: {error}", source=str(file)) from error
+    if path.name == "pyproject.toml":
+        data, lines = _table_of_pyproject(file, data, lines)
+    return SettingsLayer(data, {place: f"line {line}" for place, line in lines.items()})
+
+
+class _SyntaxProblem(Exception):
+    """The text is not what its file name says."""
+
+
+def _table_of_pyproject(
+    file: str | PathLike[str], data: dict[str, Any], lines: dict[Location, int]
+) -> tuple[dict[str, Any], dict[Location, int]]:
+    for step in PYPROJECT_TABLE:
+        below = data.get(step)
+        if not isinstance(below, dict):
+            raise ConfigurationError(f"{file}: has no table [{'.'.join(PYPROJECT_TABLE)}]", source=str(file))
+        data = below
+    size = len(PYPROJECT_TABLE)
+    return data, {place[size:]: line for place, line in lines.items() if place[:size] == PYPROJECT_TABLE}
+
+
+def _toml(text: str) -> tuple[dict[str, Any], dict[Location, int]]:
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise _SyntaxProblem(f"is not valid TOML: {error}") from error
+    return data, _toml_lines(text)
+
+
+_TOML_KEY = re.compile(r"""\s*(?:"([^"\\]*)"|'([^']*)'|([A-Za-z0-9_-]+))\s*""")
+
+
+def _toml_key(text: str) -> tuple[list[str], str]:
+    """A dotted key at the beginning of `text`, and what follows it."""
+    steps: list[str] = []
+    while match := _TOML_KEY.match(text):
+        steps.append(next(group for group in match.groups() if group is not None))
+        text = text[match.end() :]
+        if not text.startswith("."):
+            return steps, text
+        text = text[1:]
+    return [], text
+
+
+def _toml_lines(text: str) -> dict[Location, int]:
+    """The line of each key of a valid TOML text; keys in inline tables and after multi-line values may be absent."""
+    lines: dict[Location, int] = {}
+    table: Location = ()
+    counts: dict[Location, int] = {}
+    until = ""
+    for number, line in enumerate(text.splitlines(), start=1):
+        if until:
+            until = "" if until in line else until
+            continue
+        stripped = line.strip()
+        if stripped.startswith("["):
+            many = stripped.startswith("[[")
+            steps, rest = _toml_key(stripped[2 if many else 1 :])
+            if not steps or not rest.startswith("]"):
+                continue
+            table = _toml_table(steps, counts, many=many)
+            lines.setdefault(table, number)
+            continue
+        steps, rest = _toml_key(stripped)
+        if steps and rest.startswith("="):
+            lines.setdefault((*table, *steps), number)
+            until = _opened(rest[1:])
+    return lines
+
+
+def _toml_table(steps: list[str], counts: dict[Location, int], *, many: bool) -> Location:
+    """The place of a table header; a step into an array of tables means its last element."""
+    place: Location = ()
+    for index, step in enumerate(steps):
+        place = (*place, step)
+        if many and index == len(steps) - 1:
+            counts[place] = counts.get(place, -1) + 1
+        if place in counts:
+            place = (*place, counts[place])
+    return place
+
+
+def _opened(value: str) -> str:
+    """The quotes that end a multi-line text which begins in `value`, else ""."""
+    for quotes in ('"""', "'''"):
+        if value.count(quotes) % 2:
+            return quotes
+    return ""
+
+
+def _json(text: str) -> tuple[dict[str, Any], dict[Location, int]]:
+    try:
+        data = json.loads(text, object_pairs_hook=_no_repeats)
+    except json.JSONDecodeError as error:
+        raise _SyntaxProblem(f"is not valid JSON: {error}") from error
+    return _as_table(data), {}
+
+
+def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _SyntaxProblem(f"has the key {next(name for name in names if names.count(name) > 1)!r} twice in a table")
+    return table
+
+
+def _as_table(data: object) -> dict[str, Any]:
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise _SyntaxProblem(f"holds a {type(data).__name__}, not a table of settings")
+    return data
+
+
+def _yaml(text: str) -> tuple[dict[str, Any], dict[Location, int]]:
+    try:
+        import yaml  # type: ignore[import-untyped]  # its stubs aren't installed everywhere
+    except ImportError as error:
+        raise _SyntaxProblem("reading YAML needs PyYAML: pip install 'fastapi-mesh[yaml]'") from error
+    lines: dict[Location, int] = {}
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if node is not None:
+            _yaml_lines(yaml, node, (), lines)
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise _SyntaxProblem(f"is not valid YAML: {' '.join(str(error).split())}") from error
+    return _as_table(data), lines
+
+
+def _yaml_lines(yaml: Any, node: Any, place: Location, lines: dict[Location, int]) -> None:
+    """Note the line of every key and list element below `node`."""
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            below = (*place, key.value)
+            if below in lines:
+                raise _SyntaxProblem(f"has the key {key.value!r} twice in a table (line {key.start_mark.line + 1})")
+            lines[below] = key.start_mark.line + 1
+            _yaml_lines(yaml, value, below, lines)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            lines[(*place, index)] = value.start_mark.line + 1
+            _yaml_lines(yaml, value, (*place, index), lines)

@@ -1,0 +1,280 @@
+"""Settings of a gateway: where it listens, its routes, and the services behind it."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
+
+from fastapi_mesh.config.fields import (
+    Factor,
+    Frozen,
+    InstanceUrls,
+    ListenPort,
+    Network,
+    NotBool,
+    OneOrMany,
+    Problems,
+    Seconds,
+    ServiceName,
+    Token,
+    Weight,
+)
+from fastapi_mesh.config.later import LaterOption, later
+from fastapi_mesh.config.overlay import misfits, overlay
+from fastapi_mesh.config.policies import (
+    BalancingPolicy,
+    BreakerPolicy,
+    BulkheadPolicy,
+    LoadBalancingStrategy,
+    OutlierPolicy,
+    RetryPolicy,
+    ServicePolicy,
+    Strategy,
+    TimeoutPolicy,
+    attempt_misfit,
+)
+from fastapi_mesh.config.problems import suggestion
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+RETRY_BASE_DELAY = 0.1
+"""Seconds of a gateway's first wait, which `retry_backoff` multiplies."""
+
+LISTS = (list, tuple, set, frozenset)
+
+_PARAMETER = re.compile(r"\{([A-Za-z_]\w*)\}", re.ASCII)
+
+
+def _route_path(value: str) -> str:
+    if not value.startswith("/"):
+        raise ValueError(f"{value!r} does not start with '/'")
+    if any(letter <= " " or letter in "?#" for letter in value):
+        raise ValueError(f"{value!r} has a space, '?' or '#' in it, which no path of a request has")
+    names = []
+    segments = value[1:].split("/")
+    for index, segment in enumerate(segments):
+        if match := _PARAMETER.fullmatch(segment):
+            names.append(match[1])
+        elif "*" in segment and (segment != "*" or index < len(segments) - 1):
+            raise ValueError(f"{value!r}: '*' stands alone at the end, as '/*'")
+        elif set("{}") & set(segment):
+            raise ValueError(f"{value!r}: a parameter is a whole segment, like '/{{user_id}}'")
+    if len(names) > len(set(names)):
+        raise ValueError(f"{value!r} names a parameter twice")
+    return value
+
+
+def _shape(path: str) -> str:
+    """Paths that match the same requests have the same shape."""
+    return _PARAMETER.sub("{}", path)
+
+
+def _methods(value: object) -> object:
+    if not isinstance(value, LISTS):
+        return value
+    return tuple(each.upper() if isinstance(each, str) else each for each in value)
+
+
+RoutePath = Annotated[str, AfterValidator(_route_path)]
+Methods = Annotated[tuple[Token, ...], Field(min_length=1), BeforeValidator(_methods)]
+
+
+class RouteConfig(Frozen):
+    """A route: requests whose path and method match go to `service`."""
+
+    path: RoutePath = Field(
+        description="What the path must be: '/api/users/*' is everything below and '/api/users' itself, "
+        "'{name}' one segment."
+    )
+    service: ServiceName = Field(description="The service that answers.")
+    methods: Methods | None = Field(default=None, description="HTTP methods of this route; None: all.")
+    strip_prefix: bool = Field(
+        default=False, description="Take what stands before '*' off the path before it is sent on."
+    )
+    auth_required: LaterOption = later("auth_required")
+    rate_limit: LaterOption = later("rate_limit")
+    cache_ttl: LaterOption = later("cache_ttl")
+    require_https: LaterOption = later("require_https")
+
+
+def duplicate_routes(routes: tuple[RouteConfig, ...]) -> list[tuple[tuple[str | int, ...], str]]:
+    """Routes that can't be told apart: the same path, and a method in common. (index,) and a text for each."""
+    seen: dict[str, list[tuple[int, RouteConfig]]] = {}
+    problems: list[tuple[tuple[str | int, ...], str]] = []
+    for index, route in enumerate(routes):
+        earlier = seen.setdefault(_shape(route.path), [])
+        for other_index, other in earlier:
+            if route.methods is None and other.methods is None:
+                shared = ["any method"]
+            else:
+                shared = [method for method in route.methods or () if method in (other.methods or ())]
+            if shared:
+                claimed = f"{route.path!r} with {', '.join(shared)} is already routes[{other_index}]"
+                problems.append(((index,), f"{claimed}; remove one or split methods"))
+                break
+        earlier.append((index, route))
+    return problems
+
+
+def _no_duplicates(routes: tuple[RouteConfig, ...]) -> tuple[RouteConfig, ...]:
+    if problems := duplicate_routes(routes):
+        raise Problems(problems)
+    return routes
+
+
+Routes = Annotated[tuple[RouteConfig, ...], AfterValidator(_no_duplicates)]
+
+
+class GatewayServiceConfig(Frozen):
+    """A service behind a gateway. A plain URL or list of URLs stands for its `instances`."""
+
+    instances: InstanceUrls = Field(
+        default=(), description="Its addresses: one URL or a list; empty: the mesh finds them."
+    )
+    load_balancing: Strategy = Field(
+        default=LoadBalancingStrategy.ROUND_ROBIN, description="How the next instance is picked."
+    )
+    weights: dict[str, Weight] = Field(
+        default={}, description="Share of an instance by its id, in relation to the others; 1.0 where absent."
+    )
+    timeouts: TimeoutPolicy = Field(default=TimeoutPolicy(), description="What differs from the gateway's timeouts.")
+    retry: RetryPolicy | None = Field(
+        default=RetryPolicy(), description="What differs from the gateway's retries; None: never."
+    )
+    circuit_breaker: BreakerPolicy | None = Field(
+        default=BreakerPolicy(), description="Refusing calls to a service that fails; None: never."
+    )
+    bulkhead: BulkheadPolicy | None = Field(default=None, description="Calls in flight; None: no limit.")
+    outlier: OutlierPolicy | None = Field(
+        default=OutlierPolicy(), description="Leaving out an instance that fails; None: never."
+    )
+    health_check: LaterOption = later("health_check")
+    health_check_interval: LaterOption = later("health_check_interval")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _urls_alone(cls, value: object) -> object:
+        return {"instances": value} if isinstance(value, (str, *LISTS)) else value
+
+    def policy(self) -> ServicePolicy:
+        """What is set here, and nothing else, as a policy to lay over another (`overlay`)."""
+        sections = {"timeouts", "retry", "circuit_breaker", "bulkhead", "outlier"} & self.model_fields_set
+        balancing: dict[str, object] = {}
+        if "load_balancing" in self.model_fields_set:
+            balancing["strategy"] = self.load_balancing
+        if "weights" in self.model_fields_set:
+            balancing["weights"] = self.weights
+        data: dict[str, object] = {name: getattr(self, name) for name in sections}
+        if balancing:
+            data["load_balancing"] = BalancingPolicy.model_validate(balancing)
+        return ServicePolicy.model_validate(data)
+
+
+class GatewayConfig(Frozen):
+    """Everything a gateway can be told."""
+
+    host: Annotated[str, Field(min_length=1)] = Field(
+        default="0.0.0.0", description="The address to listen on, standalone."
+    )
+    port: ListenPort = Field(default=8080, description="The port to listen on, standalone; 0: any free one.")
+    prefix: str = Field(default="", description="A path before every route, like '/gateway'; it is not sent on.")
+    request_timeout: Seconds = Field(
+        default=30.0, description="Seconds for a whole request with all attempts, up to the response head."
+    )
+    upstream_timeout: Seconds = Field(
+        default=25.0, description="Seconds for one attempt, up to the response head; at most `request_timeout`."
+    )
+    max_retries: Annotated[int, NotBool, Field(ge=0, le=19)] = Field(
+        default=3,
+        description="Extra attempts after the first: 3 makes 4 in total (a mesh's max_attempts is the total).",
+    )
+    retry_backoff: Factor = Field(
+        default=2.0, description="Growth of the wait between attempts; the first is 0.1 s, all with full jitter."
+    )
+    trusted_proxies: Annotated[tuple[Network, ...], OneOrMany] = Field(
+        default=(), description="Addresses or networks whose forwarding headers are believed; none by default."
+    )
+    via: Token = Field(default="fastapi-mesh", description="The name of this gateway in the Via header.")
+    enable_metrics: bool = Field(default=True, description="Count requests and answer /metrics.")
+    services: dict[ServiceName, GatewayServiceConfig] = Field(
+        default={}, description="Service to its addresses and what differs for it; one URL or a list is enough."
+    )
+    routes: Routes = Field(default=(), description="Which requests go to which service.")
+    ssl_cert: LaterOption = later("ssl_cert")
+    ssl_key: LaterOption = later("ssl_key")
+    max_connections: LaterOption = later("max_connections")
+    keepalive_timeout: LaterOption = later("keepalive_timeout")
+    metrics_port: LaterOption = later("metrics_port")
+    access_log: LaterOption = later("access_log")
+    error_log: LaterOption = later("error_log")
+    log_level: LaterOption = later("log_level")
+    dynamic_routing: LaterOption = later("dynamic_routing")
+    route_prefix: LaterOption = later("route_prefix")
+    rate_limit: LaterOption = later("rate_limit")
+
+    @field_validator("prefix")
+    @classmethod
+    def _prefix_is_a_path(cls, prefix: str) -> str:
+        trimmed = prefix.rstrip("/")
+        if trimmed and (_route_path(trimmed) and set("*{}") & set(trimmed)):
+            raise ValueError(f"{prefix!r}: a prefix has no '*' and no parameter")
+        return trimmed
+
+    @field_validator("upstream_timeout")
+    @classmethod
+    def _attempt_fits(cls, upstream_timeout: float, info: ValidationInfo) -> float:
+        total = info.data.get("request_timeout")
+        if problem := attempt_misfit("upstream_timeout", upstream_timeout, "request_timeout", total):
+            raise ValueError(problem)
+        return upstream_timeout
+
+    @field_validator("services")
+    @classmethod
+    def _services_fit(
+        cls, services: dict[str, GatewayServiceConfig], info: ValidationInfo
+    ) -> dict[str, GatewayServiceConfig]:
+        total = ServicePolicy(timeouts=TimeoutPolicy(timeout=info.data.get("request_timeout")))
+        if problems := [
+            ((service, *place), text)
+            for service, own in services.items()
+            for place, text in misfits(total, own.policy())
+        ]:
+            raise Problems(problems)
+        return services
+
+    def policy_of(self, service: str) -> ServicePolicy:
+        """The effective policy of `service`: what is set for it over the gateway's own timeouts and retries."""
+        base = ServicePolicy(
+            timeouts=TimeoutPolicy(
+                timeout=self.request_timeout, attempt_timeout=min(self.upstream_timeout, self.request_timeout)
+            ),
+            retry=RetryPolicy(
+                max_attempts=self.max_retries + 1,
+                base_delay=RETRY_BASE_DELAY,
+                multiplier=self.retry_backoff,
+                max_delay=self.request_timeout,
+            ),
+        )
+        own = self.services.get(service)
+        return base if own is None else overlay(base, own.policy())
+
+
+def check_routes(routes: Iterable[RouteConfig], known_services: Iterable[str], *, discoverable: bool) -> list[str]:
+    """A line for each route to a service that nobody knows.
+
+    With `discoverable` the mesh may still find it, so there is nothing to say.
+    """
+    if discoverable:
+        return []
+    known = set(known_services)
+    return [
+        unknown_service(index, route.service, known) for index, route in enumerate(routes) if route.service not in known
+    ]
+
+
+def unknown_service(index: int, service: str, known: Iterable[str]) -> str:
+    """The line for one of them."""
+    return f"routes[{index}].service: {service!r} is not a known service{suggestion(service, sorted(known))}"

@@ -1,0 +1,113 @@
+"""Options whose part of the library isn't in this version: known by name, refused when switched on, never ignored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+from pydantic_core import PydanticCustomError, core_schema
+
+from fastapi_mesh.exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
+    from pydantic.json_schema import JsonSchemaValue
+
+VERSION = "0.1"
+"""The version that refusals name: major and minor."""
+
+LATER: dict[str, str] = {
+    # routes of a gateway
+    "auth_required": "authentication is",
+    "rate_limit": "rate limits are",
+    "cache_ttl": "caching is",
+    "require_https": "requiring HTTPS is",
+    # services behind a gateway, balancing
+    "health_check": "active health checks are",
+    "health_check_interval": "active health checks are",
+    "health_check_required": "active health checks are",
+    "sticky_sessions": "sticky sessions are",
+    "session_affinity_header": "sticky sessions are",
+    # a gateway of its own
+    "ssl_cert": "TLS of the gateway's own server is",
+    "ssl_key": "TLS of the gateway's own server is",
+    "max_connections": "a limit of connections is",
+    "keepalive_timeout": "a keep-alive timeout is",
+    "metrics_port": "a port of its own for metrics is",
+    "access_log": "the access log is",
+    "error_log": "the error log is",
+    "log_level": "a log level of its own is",
+    "dynamic_routing": "making routes from discovered services is",
+    "route_prefix": "making routes from discovered services is",
+    # identity
+    "enable_mtls": "mutual TLS is",
+    "cert_path": "mutual TLS is",
+    "key_path": "mutual TLS is",
+    "ca_path": "mutual TLS is",
+    "auto_cert_renewal": "renewing certificates is",
+    "cert_authority": "issuing certificates is",
+    "security_policies": "access rules between services are",
+    # discovery beyond one machine
+    "host": "a registry on the network is",
+    "port": "a registry on the network is",
+    "token": "a registry on the network is",
+}
+"""Option to what it belongs to, as the beginning of the sentence "... not part of this version"."""
+
+_OFF_WORDS = frozenset({"", "0", "false", "no", "off", "none", "null"})
+
+
+def is_off(value: object) -> bool:
+    """Whether `value` leaves an option switched off: None, False, 0, an empty text or container, "false", "no"...
+
+    >>> is_off("false"), is_off(0), is_off("100/minute")
+    (True, True, False)
+    """
+    if isinstance(value, str):
+        return value.strip().lower() in _OFF_WORDS
+    return not value
+
+
+def not_yet(what: str) -> str:
+    """The end of a refusal.
+
+    >>> not_yet("rate limits are")
+    'rate limits are not part of this version (0.1)'
+    """
+    return f"{what} not part of this version ({VERSION})"
+
+
+def refuse_unavailable(options: dict[str, object]) -> None:
+    """Raise ConfigurationError, naming all of `options` (by keyword) that are switched on."""
+    problems = [f"{name}: {not_yet(LATER[name])}" for name, value in options.items() if not is_off(value)]
+    if problems:
+        raise ConfigurationError(problems=problems)
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Marks a field that is known and refused: it validates to None, or fails with the sentence of `LATER`."""
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.with_info_plain_validator_function(self._check)
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return {"enum": [None, False]}
+
+    @staticmethod
+    def _check(value: object, info: core_schema.ValidationInfo) -> None:
+        if not is_off(value):
+            raise PydanticCustomError("later", "{sentence}", {"sentence": not_yet(LATER[info.field_name or ""])})
+
+
+LaterOption = Annotated[Literal[False] | None, Refused()]
+"""The type of such a field. Its value is always None."""
+
+
+def later(name: str) -> Any:  # what pydantic.Field returns
+    """The default and description of the field `name`, an option of a later version."""
+    what = LATER[name].rsplit(" ", 1)[0]
+    return Field(default=None, description=f"Not part of this version: {what}. Refused unless off.")

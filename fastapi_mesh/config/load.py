@@ -1,0 +1,180 @@
+"""Loads settings: code over MESH_* variables over the description's variables over a file."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from fastapi_mesh.config import environment
+from fastapi_mesh.config.compat import from_config_map
+from fastapi_mesh.config.files import read_file
+from fastapi_mesh.config.gateway import GatewayConfig, unknown_service
+from fastapi_mesh.config.later import is_off
+from fastapi_mesh.config.layers import SettingsLayer, merged, origin_in, plain
+from fastapi_mesh.config.mesh import MeshConfig
+from fastapi_mesh.config.problems import explain
+from fastapi_mesh.exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from os import PathLike
+
+    File = str | PathLike[str]
+
+logger = logging.getLogger("fastapi_mesh.config")
+
+Model = TypeVar("Model", bound=BaseModel)
+
+GATEWAY_TABLE = "gateway"
+"""A file's table with a gateway's settings. Without it, a file with `routes` is all a gateway's."""
+
+
+def load_mesh_config(
+    settings: Mapping[str, object] | None = None,
+    /,
+    *,
+    file: File | None = None,
+    env: Mapping[str, str] | None = None,
+    strict: bool = False,
+    **code: object,
+) -> MeshConfig:
+    """The settings of a node: keyword arguments over MESH_* over SERVICE_NAME and the like over `file`.
+
+    `settings` is keyword arguments as a mapping.
+
+    `file` is a TOML, YAML or JSON file, else what MESH_CONFIG_FILE names; `env` is os.environ unless given. A keyword
+    that is None counts as not given; besides the fields of MeshConfig there are `discovery_backend` and
+    `discovery_config`, the description's names for parts of `discovery`. Unknown MESH_* names are logged; with
+    `strict` they are problems. Raises ConfigurationError with all problems at once.
+    """
+    env = os.environ if env is None else env
+    file = file or env.get(environment.FILE_VARIABLE) or None
+    in_file = _mesh_part(read_file(file)) if file else SettingsLayer()
+    in_code = SettingsLayer(_with_discovery({**(settings or {}), **code}))
+    variables, unknown = environment.mesh_variables(env, merged([in_file, in_code]))
+    layers = [in_file, environment.described(env, environment.MESH_NAMES), variables, in_code]
+    layers.insert(0, _default_backend(merged(layers), env))
+    return _validated(MeshConfig, layers, file, _reported(unknown, strict=strict))
+
+
+def load_gateway_config(
+    settings: Mapping[str, object] | None = None,
+    /,
+    *,
+    file: File | None = None,
+    env: Mapping[str, str] | None = None,
+    strict: bool = False,
+    known_services: Iterable[str] = (),
+    discoverable: bool = True,
+    **code: object,
+) -> GatewayConfig:
+    """The settings of a gateway: keyword arguments over MESH_GATEWAY__* over GATEWAY_HOST and the like over `file`.
+
+    With `discoverable=False` a route to a service that neither `services` nor `known_services` names is a problem.
+    Everything else is as in `load_mesh_config`.
+    """
+    env = os.environ if env is None else env
+    file = file or env.get(environment.FILE_VARIABLE) or None
+    in_file = _gateway_part(read_file(file)) if file else SettingsLayer()
+    in_code = SettingsLayer(_given({**(settings or {}), **code}))
+    variables, unknown = environment.gateway_variables(env, merged([in_file, in_code]))
+    layers = [in_file, environment.described(env, environment.GATEWAY_NAMES), variables, in_code]
+    for layer in layers:
+        _spread_urls(layer.data)
+    if note := environment.gateway_auth_note(env):
+        logger.warning("%s", note)
+    problems = _reported(unknown, strict=strict)
+    if not discoverable:
+        problems += _unknown_services(merged(layers), known_services)
+    return _validated(GatewayConfig, layers, file, problems)
+
+
+def _validated(model: type[Model], layers: Sequence[SettingsLayer], file: File | None, problems: list[str]) -> Model:
+    found = [line for layer in layers for line in layer.problems]
+    try:
+        config = model.model_validate(merged(layers))
+    except ValidationError as error:
+        found += explain(error, model, origin=lambda location: origin_in(layers, location))
+    if found or problems:
+        raise ConfigurationError(problems=[*found, *problems], source=None if file is None else str(file))
+    return config
+
+
+def _reported(unknown: list[str], *, strict: bool) -> list[str]:
+    """Lines about unknown variables: problems if `strict`, else logged."""
+    if strict:
+        return unknown
+    for line in unknown:
+        logger.warning("%s", line)
+    return []
+
+
+def _given(code: Mapping[str, object]) -> dict[str, object]:
+    return {name: plain(value) for name, value in code.items() if value is not None}
+
+
+def _with_discovery(code: Mapping[str, object]) -> dict[str, object]:
+    """Keyword arguments, with the description's `discovery_backend` and `discovery_config` put where they belong."""
+    given = _given(code)
+    layer = SettingsLayer(given)
+    if (settings := given.pop("discovery_config", None)) is not None:
+        layer.put(("discovery",), settings, "")
+    if (backend := given.pop("discovery_backend", None)) is not None:
+        layer.put(("discovery", "backend"), backend, "")
+    return given
+
+
+def _default_backend(data: Mapping[str, object], env: Mapping[str, str]) -> SettingsLayer:
+    """The backend where nobody names one: Kubernetes inside a pod, if this node has to find or tell anything there."""
+    layer = SettingsLayer()
+    discovery = data.get("discovery")
+    named = isinstance(discovery, dict) and discovery.get("backend") is not None
+    if named or "KUBERNETES_SERVICE_HOST" not in env or is_off(data.get("enabled", True)):
+        return layer
+    alone = bool(data.get("services")) or is_off(data.get("enable_service_discovery", True))
+    layer.put(("discovery", "backend"), "static" if alone else "kubernetes", "the default inside a Kubernetes pod")
+    return layer
+
+
+def _mesh_part(layer: SettingsLayer) -> SettingsLayer:
+    if GATEWAY_TABLE in layer.data:
+        layer.data.pop(GATEWAY_TABLE)
+    elif "routes" in layer.data:
+        return SettingsLayer()
+    return from_config_map(layer)
+
+
+def _gateway_part(layer: SettingsLayer) -> SettingsLayer:
+    table = layer.data.get(GATEWAY_TABLE)
+    if table is None:
+        return layer
+    if not isinstance(table, dict):
+        return SettingsLayer(problems=[f"{GATEWAY_TABLE}: is not a table of settings"])
+    origins = {place[1:]: text for place, text in layer.origins.items() if place[:1] == (GATEWAY_TABLE,)}
+    return SettingsLayer(table, origins)
+
+
+def _spread_urls(data: dict[str, object]) -> None:
+    """A service's plain URLs become a table, so that other sources can add to it."""
+    services = data.get("services")
+    if isinstance(services, dict):
+        for name, value in services.items():
+            if isinstance(value, (str, list)):
+                services[name] = {"instances": value}
+
+
+def _unknown_services(data: Mapping[str, object], known_services: Iterable[str]) -> list[str]:
+    """Looks at the raw settings, so that these problems are told together with all others."""
+    services, routes = data.get("services"), data.get("routes")
+    if not isinstance(routes, list):
+        return []
+    known = {*known_services, *(services if isinstance(services, dict) else ())}
+    named = [route.get("service") if isinstance(route, dict) else None for route in routes]
+    return [
+        unknown_service(index, name, known)
+        for index, name in enumerate(named)
+        if isinstance(name, str) and name not in known
+    ]

@@ -1,0 +1,73 @@
+"""Laying one policy over another: values that were set win, everything else shows through."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from fastapi_mesh.config.policies import ServicePolicy
+from fastapi_mesh.config.problems import explain, texts_of
+from fastapi_mesh.exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from fastapi_mesh.config.problems import Location
+
+
+def merge(base: Mapping[str, object], over: Mapping[str, object]) -> dict[str, object]:
+    """`base` with everything of `over` in it, table by table; lists and values are replaced."""
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def overlay(base: ServicePolicy, over: ServicePolicy) -> ServicePolicy:
+    """`base` with every value that was set in `over`, down to single fields.
+
+    An attempt timeout that `over` only inherits is clipped to its shorter `timeout`; raises pydantic's ValidationError
+    for values that don't fit together.
+
+    >>> from fastapi_mesh.config.policies import TimeoutPolicy
+    >>> base = ServicePolicy(timeouts=TimeoutPolicy(timeout=9.0))
+    >>> overlay(base, ServicePolicy(timeouts=TimeoutPolicy(connect_timeout=1.0))).timeouts.timeout
+    9.0
+    """
+    return _joined(base, over.model_dump(exclude_unset=True))
+
+
+def with_section(policy: ServicePolicy, **sections: BaseModel | Mapping[str, object] | None) -> ServicePolicy:
+    """`policy` with sections replaced by a model or None, or changed by a dict. Raises ConfigurationError.
+
+    >>> with_section(ServicePolicy(), timeouts={"timeout": 5.0}).timeouts.timeout
+    5.0
+    """
+    changes = {name: section for name, section in sections.items() if isinstance(section, Mapping)}
+    replaced = {name: section for name, section in sections.items() if name not in changes}
+    try:
+        return _joined(policy.model_copy(update=replaced), changes)
+    except ValidationError as error:
+        raise ConfigurationError(problems=explain(error, ServicePolicy)) from error
+
+
+def misfits(base: ServicePolicy, over: ServicePolicy) -> list[tuple[Location, str]]:
+    """Places and texts of what doesn't fit together once `over` lies on `base`."""
+    try:
+        overlay(base, over)
+    except ValidationError as error:
+        return texts_of(error, ServicePolicy)
+    return []
+
+
+def _joined(base: ServicePolicy, changes: Mapping[str, object]) -> ServicePolicy:
+    data = merge(base.model_dump(), changes)
+    changed, times = changes.get("timeouts"), data["timeouts"]
+    if isinstance(times, dict) and not (isinstance(changed, Mapping) and "attempt_timeout" in changed):
+        attempt, total = times.get("attempt_timeout"), times.get("timeout")
+        if isinstance(attempt, float) and isinstance(total, (int, float)) and total > 0:
+            times["attempt_timeout"] = min(attempt, total)
+    return ServicePolicy.model_validate(data)
