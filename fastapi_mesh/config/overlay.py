@@ -64,10 +64,19 @@ def misfits(base: ServicePolicy, over: ServicePolicy) -> list[tuple[Location, st
 
 
 def _joined(base: ServicePolicy, changes: Mapping[str, object]) -> ServicePolicy:
-    data = merge(base.model_dump(), changes)
-    changed, times = changes.get("timeouts"), data["timeouts"]
-    if isinstance(times, dict) and not (isinstance(changed, Mapping) and "attempt_timeout" in changed):
+    """`base` with `changes`, judged with every value there is, and holding as set only what was set in either."""
+    whole, own = merge(base.model_dump(), changes), merge(base.model_dump(exclude_unset=True), changes)
+    changed = changes.get("timeouts")
+    if not (isinstance(changed, Mapping) and "attempt_timeout" in changed):
+        _clip(whole.get("timeouts"))
+        _clip(own.get("timeouts"))
+    ServicePolicy.model_validate(whole)
+    return ServicePolicy.model_validate(own)
+
+
+def _clip(times: object) -> None:
+    """Bring an inherited attempt timeout down to a shorter timeout that was set nearer to the call."""
+    if isinstance(times, dict):
         attempt, total = times.get("attempt_timeout"), times.get("timeout")
-        if isinstance(attempt, float) and isinstance(total, (int, float)) and total > 0:
-            times["attempt_timeout"] = min(attempt, total)
-    return ServicePolicy.model_validate(data)
+        if isinstance(attempt, (int, float)) and isinstance(total, (int, float)) and 0 < total < attempt:
+            times["attempt_timeout"] = total
