@@ -178,7 +178,7 @@ class LocalRegistry:
         self._polls += 1
         now = self._clock.now()
         if reading is not self._reading:
-            if 0 < self._reading.opened < reading.opened and not self._hold_until:
+            if self._reading.lists and self._reading.opened < reading.opened and not self._hold_until:
                 self._hold_until = now + HOLD * self._heartbeat
             if now >= self._hold_until:
                 self._reading = reading

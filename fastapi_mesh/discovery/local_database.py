@@ -61,7 +61,7 @@ def identity_of(path: Path) -> tuple[int, int] | None:
     """What changes when another file is put at `path`; None when there is none."""
     try:
         found = path.stat()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     return found.st_dev, found.st_ino
 
