@@ -160,7 +160,7 @@ class Tracing:
         """See `current_trace_id`."""
         return current_trace_id(inbound)
 
-    def traced(self, function: Callable[P, R], name: str | None = None) -> Callable[P, R]:
+    def traced(self, function: Callable[P, R], name: str = "") -> Callable[P, R]:
         """Wrap a function or coroutine function so that each call of it is a span (S-151).
 
         `name` defaults to the function's qualified name. Calls made in it are children of that span.
@@ -226,6 +226,11 @@ class Tracing:
         if context.request_id:
             attributes["mesh.request_id"] = context.request_id
         return attributes
+
+
+def traced(function: Callable[P, R], name: str = "") -> Callable[P, R]:
+    """`Tracing.traced` for a function that belongs to no mesh yet, as a decorator of a module finds it."""
+    return Tracing().traced(function, name)
 
 
 def current_trace_id(inbound: Inbound | None = None) -> str:

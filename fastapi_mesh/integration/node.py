@@ -1,0 +1,125 @@
+"""One application as a node: what each of its requests gets, and what becomes of an error of the mesh."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from fastapi_mesh.core.context import current_inbound
+from fastapi_mesh.core.problem import problem
+from fastapi_mesh.exceptions import ConfigurationError, DeadlineExceededError, MeshError
+from fastapi_mesh.integration.inbound import read_inbound
+from fastapi_mesh.integration.pages import Pages, answer_where_missing, paths_of, send_answer
+from fastapi_mesh.observability.server import measure_server
+from fastapi_mesh.observability.tracing import current_trace_id
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from fastapi_mesh.core.context import Inbound
+    from fastapi_mesh.integration.pages import Answer
+    from fastapi_mesh.service_mesh.mesh import ServiceMesh
+
+logger = logging.getLogger("fastapi_mesh.integration")
+
+
+class Node:
+    """Wraps `app` for HTTP and WebSocket: counted, with the inbound request set, and errors answered.
+
+    With `SERVICE_MESH_ENABLED=false` requests only find the mesh and pass straight through (X-58).
+    """
+
+    def __init__(self, app: ASGIApp, mesh: ServiceMesh, *, trust_request_id: bool) -> None:
+        self.mesh = mesh
+        self._app = app
+        self._trust_request_id = trust_request_id
+        self._pages = Pages(mesh)
+        self._saw_server = False
+        self._http: ASGIApp = self._serve
+        if mesh.metrics is not None and mesh.enabled:
+            try:
+                self._http = measure_server(self._serve, mesh.metrics.registry, exclude=paths_of(mesh))
+            except ConfigurationError as error:  # right for a mounted application: the outer one counts it already
+                logger.warning("%s: HTTP requests of this application are not counted: %s", mesh.service_name, error)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        mesh = self.mesh
+        state = scope.get("state")
+        if state is None:
+            scope["state"] = {"mesh": mesh}
+        elif state.get("mesh") is not mesh:  # a mounted application may have one of its own
+            scope["state"] = {**state, "mesh": mesh}
+        if not mesh.enabled:
+            await self._app(scope, receive, send)
+        elif scope["type"] == "http":
+            if not self._saw_server:
+                self._saw_server = True
+                mesh.life.saw_server(scope.get("server"))
+            await self._http(scope, receive, send)
+        else:
+            token = current_inbound.set(self._inbound(scope))
+            try:
+                await self._app(scope, receive, send)
+            finally:
+                current_inbound.reset(token)
+
+    def _inbound(self, scope: Scope) -> Inbound:
+        now = self.mesh.clock.now()
+        return read_inbound(self.mesh, scope["headers"], now, trust_request_id=self._trust_request_id)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        inbound = self._inbound(scope)
+        token = current_inbound.set(inbound)
+        started = False
+
+        async def watched(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            if inbound.deadline is not None and inbound.deadline <= self.mesh.clock.now():
+                raise DeadlineExceededError("the deadline of this request had passed when it arrived")
+            page = self._pages.find(scope)
+            if page is None:
+                await self._app(scope, receive, watched)
+            else:
+                await answer_where_missing(self._app, scope, receive, watched, page)
+        except (MeshError, ExceptionGroup) as raised:
+            error = _mesh_error(raised)
+            if started or error is None:
+                raise
+            await send_answer(scope, send, self._answer(scope, inbound, error))
+        finally:
+            current_inbound.reset(token)
+
+    def _answer(self, scope: Scope, inbound: Inbound, error: MeshError) -> Answer:
+        """The problem document for `error`, and a log line with what it must not say."""
+        path = scope.get("raw_path") or scope["path"].encode()
+        ours = error.status == 500
+        logger.log(
+            logging.ERROR if ours else logging.WARNING,
+            "%s %s: %s (%s): %s",
+            scope["method"],
+            path.decode("latin-1"),
+            error.reason,
+            error.service or "-",
+            error,
+            exc_info=error if ours else None,
+        )
+        return problem(error, current_trace_id(inbound) or inbound.request_id)
+
+
+def _mesh_error(error: MeshError | ExceptionGroup[Exception]) -> MeshError | None:
+    """The error to answer for: itself, or the first of a group (`asyncio.TaskGroup` around several calls) in which
+    there is nothing else.
+    """
+    if isinstance(error, MeshError):
+        return error
+    first: MeshError | None = None
+    for inner in error.exceptions:
+        found = _mesh_error(inner) if isinstance(inner, MeshError | ExceptionGroup) else None
+        if found is None:
+            return None
+        first = first or found
+    return first
