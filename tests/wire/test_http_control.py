@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 
 import pytest
 import trustme
@@ -30,8 +30,10 @@ async def server(*answers: bytes, tls: ssl.SSLContext | None = None, hang: bool 
     heads: list[bytes] = []
     left = list(answers)
     over = asyncio.Event()
+    handlers: set[asyncio.Task[None]] = set()
 
     async def serve(reader, writer):
+        handlers.add(asyncio.current_task())
         try:
             while left:
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -47,6 +49,8 @@ async def server(*answers: bytes, tls: ssl.SSLContext | None = None, hang: bool 
             return
         finally:
             writer.close()
+            with suppress(ConnectionError, ssl.SSLError):
+                await writer.wait_closed()
 
     listening = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
     port = listening.sockets[0].getsockname()[1]
@@ -56,6 +60,8 @@ async def server(*answers: bytes, tls: ssl.SSLContext | None = None, hang: bool 
         over.set()
         listening.close()
         await listening.wait_closed()
+        if handlers:
+            await asyncio.wait(handlers)
 
 
 @asynccontextmanager
@@ -126,7 +132,7 @@ async def test_a_body_that_is_cut_is_a_lost_connection():
 async def test_a_silent_server_times_out():
     async with server(b"", hang=True) as (url, _), control(url) as client:
         with pytest.raises(UpstreamTimeoutError) as caught:
-            await client.request("GET", "/", timeout=0.02)
+            await client.request("GET", "/", timeout=0.3)
     assert caught.value.phase == "read"
 
 
@@ -156,7 +162,7 @@ async def test_a_watch_that_is_refused_says_so():
 async def test_a_watch_that_stalls_or_dies_raises():
     head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\na\n\r\n"
     async with server(head, head, hang=True) as (url, _), control(url) as client:
-        lines = client.stream_lines("GET", "/watch", idle_timeout=0.02)
+        lines = client.stream_lines("GET", "/watch", idle_timeout=0.3)
         assert await anext(lines) == "a"
         with pytest.raises(UpstreamTimeoutError):
             await anext(lines)
