@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -78,3 +78,7 @@ class InstanceState:
         self.ejected_at = 0.0
         self.ejected_until = 0.0
         self.trial = False
+
+    def as_seen(self) -> Instance:
+        """The instance as calls see it: one that is ejected is `unhealthy`, whatever the registry says."""
+        return replace(self.instance, health="unhealthy") if self.ejected_until else self.instance

@@ -84,6 +84,10 @@ class Supervisor:
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("%s ended with %s: %s", task.get_name(), type(error).__name__, error, exc_info=error)
 
+    def reopen(self) -> None:
+        """Allow tasks again after `aclose`: a mesh can be started anew."""
+        self._closed = False
+
     async def aclose(self) -> None:
         """Cancel every task and wait until all have ended."""
         self._closed = True

@@ -52,6 +52,9 @@ class FakeClock:
         return timer
 
     async def sleep(self, delay: float) -> None:
+        if delay <= 0:
+            await asyncio.sleep(0)
+            return
         done = asyncio.get_running_loop().create_future()
 
         def wake() -> None:

@@ -1,0 +1,543 @@
+"""ServiceMesh: owns everything a node needs, from one `start` to one `stop`, and hands out its parts.
+
+It opens and closes; what it does for a call is in the parts (`stack`, `calls`, `client`, `decorators`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
+
+from fastapi_mesh.config.compat import balancing_policies, breaker_policies, retry_policies
+from fastapi_mesh.config.load import load_mesh_config
+from fastapi_mesh.core.clock import SystemClock
+from fastapi_mesh.core.context import CallContext, current_inbound
+from fastapi_mesh.core.events import Observers
+from fastapi_mesh.core.tasks import Supervisor
+from fastapi_mesh.exceptions import ConfigurationError, ServiceDiscoveryError
+from fastapi_mesh.health.checks import HealthChecks
+from fastapi_mesh.layers.resolve import FIRST_SNAPSHOT
+from fastapi_mesh.service_mesh.calls import (
+    JSON_ACCEPT,
+    JSON_CONTENT,
+    Caller,
+    build_target,
+    encode_json,
+    fill_path,
+    value_of,
+)
+from fastapi_mesh.service_mesh.decorators import Decorators, open_meshes
+from fastapi_mesh.service_mesh.doors import HasState, Lifespan, lifespan_of
+from fastapi_mesh.service_mesh.life import NodeLife
+from fastapi_mesh.service_mesh.policy_table import PolicyTable
+from fastapi_mesh.service_mesh.sources import Sources
+from fastapi_mesh.service_mesh.stack import Parts, Stack
+from fastapi_mesh.service_mesh.state import StateTable
+from fastapi_mesh.service_mesh.statistics import MeshStatistics, gather
+from fastapi_mesh.service_mesh.wires import Wires
+
+if TYPE_CHECKING:
+    from collections import deque
+    from collections.abc import Callable, Iterable, Mapping
+    from contextlib import AbstractAsyncContextManager
+    from types import TracebackType
+
+    import httpx2
+
+    from fastapi_mesh.config.mesh import MeshConfig
+    from fastapi_mesh.config.policies import CallPolicy, ServicePolicy
+    from fastapi_mesh.core.clock import Clock
+    from fastapi_mesh.core.events import CallRecord, Observer
+    from fastapi_mesh.core.instance import ASGIApp, Instance
+    from fastapi_mesh.core.message import Header, Request, Response
+    from fastapi_mesh.core.state import Breaker, ServiceState
+    from fastapi_mesh.discovery.base import Discovery
+    from fastapi_mesh.observability.metrics import MeshMetrics
+    from fastapi_mesh.observability.tracing import Tracing
+    from fastapi_mesh.wire.base import Wire
+
+    ServiceTarget = str | Sequence[str] | Sequence[Instance] | ASGIApp
+
+logger = logging.getLogger("fastapi_mesh")
+T = TypeVar("T")
+A = TypeVar("A")
+
+
+def _is_urls(target: object) -> bool:
+    return isinstance(target, str) or (
+        isinstance(target, Sequence) and all(isinstance(each, str) for each in target) and bool(target)
+    )
+
+
+class ServiceMesh:
+    """One node's view of the mesh.
+
+    Settings not given here come from `MESH_*` environment variables, then from `config_file`, then from the defaults
+    (see the configuration reference). Raises ConfigurationError with every problem at once.
+
+        mesh = ServiceMesh("user-service", services={"profile-service": "http://127.0.0.1:8001"})
+        async with mesh:
+            profile = await mesh.call_service("profile-service", "/profiles/{}", 3)
+
+    `services` are fixed instances, looked up before discovery: a URL, several, or an ASGI application that is called
+    in this process without a socket. `default_policy` and `policies` are ServicePolicy objects. `discovery` is a
+    backend of your own instead of `discovery_backend`; `wire`, `clock` and `observers` are for tests and extensions.
+    """
+
+    def __init__(
+        self,
+        service_name: str | None = None,
+        *,
+        service_version: str | None = None,
+        namespace: str | None = None,
+        address: str | None = None,
+        port: int | None = None,
+        services: Mapping[str, ServiceTarget] | None = None,
+        discovery_backend: str | None = None,
+        discovery_config: Mapping[str, object] | None = None,
+        discovery: Discovery | None = None,
+        default_policy: ServicePolicy | None = None,
+        policies: Mapping[str, ServicePolicy] | None = None,
+        config: MeshConfig | None = None,
+        config_file: str | None = None,
+        enable_metrics: bool | None = None,
+        enable_tracing: bool | None = None,
+        enable_service_discovery: bool | None = None,
+        metrics_path: str | None = None,
+        health_path: str | None = None,
+        drain_delay: float | None = None,
+        start_policy: str | None = None,
+        metrics_registry: object | None = None,
+        enable_mtls: bool | None = None,
+        cert_path: str | None = None,
+        key_path: str | None = None,
+        ca_path: str | None = None,
+        auto_cert_renewal: bool | None = None,
+        cert_authority: str | None = None,
+        security_policies: Mapping[str, object] | None = None,
+        wire: Wire | None = None,
+        clock: Clock | None = None,
+        observers: Iterable[Observer] = (),
+    ) -> None:
+        fixed = dict(services or {})
+        plain = {name: target for name, target in fixed.items() if _is_urls(target)}
+        settings: dict[str, object | None] = {
+            "service_name": service_name,
+            "service_version": service_version,
+            "namespace": namespace,
+            "address": address,
+            "port": port,
+            "services": plain or None,
+            "discovery_backend": discovery_backend,
+            "discovery_config": discovery_config,
+            "defaults": default_policy,
+            "policies": dict(policies) if policies else None,
+            "enable_metrics": enable_metrics,
+            "enable_tracing": enable_tracing,
+            "enable_service_discovery": enable_service_discovery,
+            "metrics_path": metrics_path,
+            "health_path": health_path,
+            "drain_delay": drain_delay,
+            "start_policy": start_policy,
+            "enable_mtls": enable_mtls,
+            "cert_path": cert_path,
+            "key_path": key_path,
+            "ca_path": ca_path,
+            "auto_cert_renewal": auto_cert_renewal,
+            "cert_authority": cert_authority,
+            "security_policies": security_policies,
+        }
+        code = {name: value for name, value in settings.items() if value is not None}
+        if config is not None and code:
+            raise ConfigurationError(f"config= is the whole configuration; it can't be joined with {', '.join(code)}")
+        self.config = config if config is not None else load_mesh_config(code, file=config_file)
+        self.clock: Clock = clock or SystemClock()
+        self.observers = Observers(observers)
+        self.supervisor = Supervisor(clock=self.clock, observer=self.observers)
+        self.health = HealthChecks()
+        self.metrics = self._new_metrics(metrics_registry)
+        self.tracing = self._new_tracing()
+        self.policies = PolicyTable(self.config)
+        self.life = NodeLife(self)
+        self._lock: asyncio.Lock | None = None
+        self._resources: AsyncExitStack | None = None
+        wires = Wires(self.supervisor, clock=self.clock, observer=self.observers) if wire is None else None
+        self._wire: Wire = wires if wire is None else wire  # type: ignore[assignment]  # one of them is there
+        self._sources = Sources(
+            self.config,
+            discovery,
+            supervisor=self.supervisor,
+            clock=self.clock,
+            observer=self.observers,
+            lifespan_of=None if wires is None else wires.lifespan_of,
+        )
+        for name, target in fixed.items():
+            if name not in plain:
+                self.add_service(name, target)
+        self.states = StateTable(self._sources.directory, self.policies, clock=self.clock, observer=self.observers)
+        self.stack = Stack(self._wire, Parts(self.clock, self.observers, self.service_name, self.tracing))
+        self._caller = Caller(self.send, clock=self.clock)
+        decorators = Decorators(self)
+        self.circuit_breaker = decorators.circuit_breaker
+        self.retry_policy = decorators.retry_policy
+        self.trace_calls = decorators.trace_calls
+
+    def _new_metrics(self, registry: object | None) -> MeshMetrics | None:
+        if not self.config.enable_metrics or not self.config.enabled:
+            return None
+        from fastapi_mesh.observability.metrics import MeshMetrics  # imported late: only where metrics are on
+
+        metrics = MeshMetrics(self.config.service_name, registry)
+        self.observers.add(metrics)
+        return metrics
+
+    def _new_tracing(self) -> Tracing | None:
+        if not self.config.enable_tracing or not self.config.enabled:
+            return None
+        from fastapi_mesh.observability.tracing import Tracing  # imported late: only where tracing is on
+
+        return Tracing()
+
+    def __repr__(self) -> str:
+        state = "started" if self.started else "stopped"
+        return f"<ServiceMesh {self.service_name!r} in {self.namespace!r}, {state}>"
+
+    # Who it is
+
+    @property
+    def service_name(self) -> str:
+        return self.config.service_name or "unnamed"
+
+    @property
+    def service_version(self) -> str:
+        return self.config.service_version
+
+    @property
+    def namespace(self) -> str:
+        return self.config.namespace
+
+    @property
+    def enabled(self) -> bool:
+        """False with `SERVICE_MESH_ENABLED=false`: calls pass straight through and nothing is registered."""
+        return self.config.enabled
+
+    # Life
+
+    @property
+    def started(self) -> bool:
+        """Whether `start` has finished and `stop` has not begun."""
+        return self._resources is not None
+
+    async def start(self) -> None:
+        """Open discovery and what it needs. Safe to call twice; a call on a mesh that is not started does it too."""
+        if self.started:
+            return
+        if self._lock is None:
+            self._lock = asyncio.Lock()
+        async with self._lock:
+            if self._resources is None:
+                await self._open()
+
+    async def _open(self) -> None:
+        async with AsyncExitStack() as resources:
+            self.supervisor.reopen()
+            resources.push_async_callback(self.supervisor.aclose)
+            resources.push_async_callback(self._wire.aclose)
+            await self._sources.start(resources)
+            open_meshes.add(self)
+            resources.callback(open_meshes.discard, self)
+            self._resources = resources.pop_all()
+        logger.info("%r", self)
+
+    async def stop(self) -> None:
+        """Leave the registry, end what runs in the background and close all connections. Safe to call twice."""
+        resources, self._resources = self._resources, None
+        if resources is None:
+            return
+        await resources.aclose()
+        self._lock = None
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    @overload
+    def lifespan(self, target: HasState) -> AbstractAsyncContextManager[Mapping[str, object]]: ...
+    @overload
+    def lifespan(self, target: Lifespan[A]) -> Lifespan[A]: ...
+    def lifespan(
+        self, target: HasState | Lifespan[A]
+    ) -> AbstractAsyncContextManager[Mapping[str, object]] | Lifespan[A]:
+        """For `FastAPI(lifespan=mesh.lifespan)`, or `FastAPI(lifespan=mesh.lifespan(inner))` around your own."""
+        return lifespan_of(self, target)
+
+    @property
+    def ready(self) -> bool:
+        """Whether this node should get requests: started, and no list of instances is missing."""
+        return self._resources is not None and self._sources.ready
+
+    @property
+    def registrations(self) -> tuple[Instance, ...]:
+        """What this node keeps registered."""
+        return self._sources.registrations
+
+    @property
+    def degraded(self) -> Mapping[str, str]:
+        """What does not work now: name of the background loop to its last error."""
+        return self.supervisor.degraded
+
+    # Calls
+
+    def new_context(
+        self, service: str, *, template: str = "", policy: CallPolicy | None = None, deadline: float | None = None
+    ) -> CallContext:
+        """The context of a new call to `service`: its policy, its state, and the request it is made in."""
+        inbound = current_inbound.get()
+        context = CallContext(
+            self.policies.compiled(service) if policy is None else policy,
+            self.states.get(service),
+            template=template,
+            inbound=inbound,
+            deadline=deadline,
+        )
+        if inbound is not None:
+            context.request_id = inbound.request_id
+        return context
+
+    async def send(self, request: Request) -> Response:
+        """Answer `request` through the stack, starting the mesh first where nobody has."""
+        if self._resources is None:
+            await self.start()
+        return await self.stack(request)
+
+    @overload
+    async def call_service(
+        self,
+        service: str,
+        path: str,
+        *values: object,
+        method: str | None = ...,
+        path_params: Mapping[str, object] | None = ...,
+        json: object = ...,
+        params: Mapping[str, object] | None = ...,
+        headers: Mapping[str, str] | None = ...,
+        content: bytes | None = ...,
+        timeout: float | None = ...,
+        raw: Literal[False] = ...,
+        response_model: type[T],
+    ) -> T: ...
+    @overload
+    async def call_service(
+        self,
+        service: str,
+        path: str,
+        *values: object,
+        method: str | None = ...,
+        path_params: Mapping[str, object] | None = ...,
+        json: object = ...,
+        params: Mapping[str, object] | None = ...,
+        headers: Mapping[str, str] | None = ...,
+        content: bytes | None = ...,
+        timeout: float | None = ...,
+        raw: Literal[True],
+        response_model: None = ...,
+    ) -> httpx2.Response: ...
+    @overload
+    async def call_service(
+        self,
+        service: str,
+        path: str,
+        *values: object,
+        method: str | None = ...,
+        path_params: Mapping[str, object] | None = ...,
+        json: object = ...,
+        params: Mapping[str, object] | None = ...,
+        headers: Mapping[str, str] | None = ...,
+        content: bytes | None = ...,
+        timeout: float | None = ...,
+        raw: bool = ...,
+        response_model: None = ...,
+    ) -> Any: ...
+    async def call_service(
+        self,
+        service: str,
+        path: str,
+        *values: object,
+        method: str | None = None,
+        path_params: Mapping[str, object] | None = None,
+        json: object = None,
+        params: Mapping[str, object] | None = None,
+        headers: Mapping[str, str] | None = None,
+        content: bytes | None = None,
+        timeout: float | None = None,
+        raw: bool = False,
+        response_model: type[Any] | None = None,
+    ) -> Any:
+        """Call `service` and return the decoded JSON of its answer.
+
+            await mesh.call_service("user-service", "/users/{}", 7)
+            await mesh.call_service("payment-service", "/payments", {"amount": 3})
+            await mesh.call_service("user-service", "/users/{id}", path_params={"id": 7}, response_model=User)
+
+        Positional values fill `{}`, percent-encoded; a leftover mapping or model becomes the JSON body and the method
+        POST. Surplus or missing values raise TypeError. `timeout` is seconds for the whole call, 30 by default.
+        `raw=True` gives an httpx2.Response of any status instead.
+
+        Raises ServiceResponseError for 4xx, ServiceUnavailableError (and its subclasses) for 5xx after retries, for
+        connection failures and for timeouts, ServiceDiscoveryError when no instance is known.
+        """
+        filled, leftover = fill_path(path, values, path_params)
+        body = leftover if json is None else json
+        if leftover is not None and json is not None:
+            raise TypeError("a JSON body was given twice: as a positional value and as json=")
+        if content is not None and body is not None:
+            raise TypeError("json= and content= exclude each other")
+        if method is None:
+            method = "GET" if body is None and content is None else "POST"
+        raw_headers: list[Header] = [
+            (n.lower().encode("latin-1"), v.encode("latin-1")) for n, v in (headers or {}).items()
+        ]
+        names = {name for name, _ in raw_headers}
+        if b"accept" not in names:
+            raw_headers.append(JSON_ACCEPT)
+        data = content or b""
+        if body is not None:
+            data = encode_json(body)
+            if b"content-type" not in names:
+                raw_headers.append(JSON_CONTENT)
+        target = build_target(filled, params)
+        if self._resources is None:
+            await self.start()
+        deadline = None if timeout is None else self.clock.now() + timeout
+        context = self.new_context(service, template=path, deadline=deadline)
+        response, answer = await self._caller.exchange(context, method, target, raw_headers, data)
+        if raw:
+            from fastapi_mesh.service_mesh.client import as_httpx  # imported late, as in get_client
+
+            return as_httpx(response, answer, context)
+        return value_of(response, answer, response_model, context)
+
+    def get_client(self, service: str) -> httpx2.AsyncClient:
+        """An httpx2.AsyncClient whose requests go to `service` through the mesh.
+
+        async with mesh.get_client("payment-service") as client:
+            response = await client.post("/payments", json={"amount": 3})
+
+        It returns every HTTP status as a response and raises MeshError subclasses only when there is no answer. It
+        shares no cookies, follows no redirects, and reads no proxy settings from the environment.
+        """
+        from fastapi_mesh.service_mesh.client import new_mesh_client  # imported late: httpx2 costs 0.17 s
+
+        return new_mesh_client(self, service)
+
+    async def discover_service(self, name: str) -> Instance:
+        """One instance of `name`, picked as a call would (B21). Raises ServiceDiscoveryError when there is none."""
+        from fastapi_mesh.core.message import Request as Probe
+
+        await self.discover_services(name)
+        context = self.new_context(name)
+        candidates = context.state.candidates or context.state.instances.value
+        if not candidates:
+            raise ServiceDiscoveryError(f"no instance of {name!r} is known", service=name)
+        probe = Probe(b"GET", name, b"/", [], b"", context)
+        return context.state.picker.pick(candidates, probe).instance
+
+    async def discover_services(self, name: str) -> list[Instance]:
+        """All known instances of `name`, with their health as the registry and this node see it."""
+        if self._resources is None:
+            await self.start()
+        state = self.states.get(name)
+        if state.instances.value is None:
+            await self._first_list(state)
+        return [seen.as_seen() for seen in state.instances.value or ()]
+
+    @staticmethod
+    async def _first_list(state: ServiceState) -> None:
+        try:
+            async with asyncio.timeout(FIRST_SNAPSHOT):
+                await state.instances.wait_first()
+        except TimeoutError:
+            raise ServiceDiscoveryError(
+                f"the registry has not answered about {state.name!r} within {FIRST_SNAPSHOT:g} s", service=state.name
+            ) from None
+
+    # Its own registration
+
+    async def register_service(
+        self,
+        service_id: str | None = None,
+        address: str | None = None,
+        port: int | None = None,
+        health_check: str | None = None,
+        tags: Sequence[str] = (),
+        metadata: Mapping[str, str] | None = None,
+    ) -> Instance:
+        """Make this node known under `service_id` (default: made from name, address and port), and keep it known.
+
+        `address` and `port` default to the configured ones, then to the socket this process listens on. A registry
+        that can't be reached is tried again in the background. Raises ConfigurationError when no port is known.
+        """
+        if self._resources is None:
+            await self.start()
+        return await self._sources.register(service_id, address, port, health_check, tuple(tags), dict(metadata or {}))
+
+    async def deregister(self) -> None:
+        """Leave the registry now, and stay running (drain). Safe to call twice."""
+        await self._sources.deregister()
+
+    # Policies and parts
+
+    def policy_of(self, service: str) -> ServicePolicy:
+        """The policy in force for `service`."""
+        return self.policies.policy_of(service)
+
+    def breaker_of(self, service: str) -> Breaker | None:
+        """The circuit breaker of `service`, None where it is off."""
+        return self.states.get(service).breaker
+
+    def add_service(self, name: str, target: ServiceTarget) -> None:
+        """Fixed instances of a service, looked up before discovery; replaces those given before."""
+        self._sources.add(name, target)
+
+    def configure_load_balancing(self, settings: Mapping[str, Mapping[str, object]]) -> None:
+        """Per service: `{"strategy": "least_connections", "weights": {"order-service-2": 2.0}}`."""
+        for service, section in balancing_policies(settings).items():
+            self.policies.change(service, load_balancing=section)
+
+    def configure_circuit_breakers(self, settings: Mapping[str, Mapping[str, object]]) -> None:
+        """Per service: `{"failure_threshold": 5, "recovery_timeout": 60, "half_open_max_calls": 3, "timeout": 10}`."""
+        for service, sections in breaker_policies(settings).items():
+            self.policies.change(service, **sections)
+
+    def configure_retry_policies(self, settings: Mapping[str, Mapping[str, object]]) -> None:
+        """Per service: `{"max_attempts": 3, "backoff_strategy": "exponential", "base_delay": 1.0, ...}`."""
+        for service, section in retry_policies(settings).items():
+            self.policies.change(service, retry=section)
+
+    def health_check(self, check: Callable[[], T]) -> Callable[[], T]:
+        """Decorator: `check` (async or not) says how this node is; its answer decides readiness and `/health`."""
+        self.health.register(check)
+        return check
+
+    # What it has seen
+
+    async def get_metrics(self) -> MeshStatistics:
+        """A snapshot of the calls made by this process: `.total_calls`, `.success_rate` (%), `.avg_latency` (ms)."""
+        return gather(self.states.all())
+
+    @property
+    def records(self) -> deque[CallRecord]:
+        """The decision records of the last 200 calls, newest last."""
+        return self.stack.records
+
+    def explain(self, trace_id: str) -> list[CallRecord]:
+        """The records of the calls made under a trace id or request id."""
+        return [record for record in self.records if trace_id in (record.trace_id, record.request_id)]

@@ -1,0 +1,200 @@
+"""Where a mesh finds instances and makes its own known: the fixed ones in front, then the configured backend."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING, cast
+
+from fastapi_mesh.core.instance import Instance
+from fastapi_mesh.discovery.address import own_listeners
+from fastapi_mesh.discovery.chained import ChainedDiscovery
+from fastapi_mesh.discovery.directory import Directory
+from fastapi_mesh.discovery.hosts import HostNames
+from fastapi_mesh.discovery.local import LocalRegistry
+from fastapi_mesh.discovery.memory import MemoryRegistry
+from fastapi_mesh.discovery.registration import OwnRegistrations
+from fastapi_mesh.discovery.static import StaticDiscovery
+from fastapi_mesh.exceptions import ConfigurationError, ServiceDiscoveryError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from contextlib import AsyncExitStack
+
+    from fastapi_mesh.config.mesh import MeshConfig
+    from fastapi_mesh.core.clock import Clock
+    from fastapi_mesh.core.events import Observer
+    from fastapi_mesh.core.instance import ASGIApp
+    from fastapi_mesh.core.tasks import Supervisor
+    from fastapi_mesh.discovery.base import Discovery, Registrar
+    from fastapi_mesh.discovery.static import Targets
+    from fastapi_mesh.wire.asgi_lifespan import AsgiLifespan
+
+logger = logging.getLogger("fastapi_mesh.discovery")
+
+STARTED = "started"
+"""Metadata key of a registration: when its process started (Unix time), so that a restart is told from a beat."""
+
+
+class Sources:
+    """The fixed services, the backend, the lists of both, and this node's own registrations."""
+
+    def __init__(
+        self,
+        config: MeshConfig,
+        discovery: Discovery | None,
+        *,
+        supervisor: Supervisor,
+        clock: Clock,
+        observer: Observer,
+        lifespan_of: Callable[[ASGIApp, str], AsgiLifespan] | None,
+    ) -> None:
+        self._config = config
+        self._supervisor = supervisor
+        self._lifespan_of = lifespan_of
+        self._lifespans: list[AsgiLifespan] = []
+        self._open = False
+        self.static = StaticDiscovery()
+        self.backend = discovery if discovery is not None else _backend(config, clock)
+        sources = [self.static] if self.backend is None else [self.static, self.backend]
+        self.directory = Directory(
+            ChainedDiscovery(sources, supervisor=supervisor), supervisor, observer=observer, clock=clock
+        )
+        self._own: OwnRegistrations | None = None
+        registrar = _registrar(self.backend)
+        if registrar is not None:
+            self._own = OwnRegistrations(registrar, supervisor, clock=clock)
+        for name, urls in config.services.items():
+            self.add(name, urls)
+
+    def add(self, name: str, targets: Targets) -> None:
+        """Fixed instances of `name`; replaces those given before. An application's lifespan runs with the mesh's."""
+        for instance in self.static.replace(name, targets):
+            if instance.app is not None and self._lifespan_of is not None:
+                lifespan = self._lifespan_of(instance.app, name)
+                if lifespan not in self._lifespans:
+                    self._lifespans.append(lifespan)
+                if self._open and not lifespan.running:
+                    self._supervisor.start(lifespan.start(), name=f"lifespan:{name}")
+
+    async def start(self, life: AsyncExitStack) -> None:
+        """Open the backend and run the lifespans of in-process applications. Raises ConfigurationError for what
+        waiting can't mend; a registry that does not answer is waited for in the background.
+        """
+        life.push_async_callback(self.directory.aclose)
+        backend = self.backend
+        if isinstance(backend, LocalRegistry):
+            life.push_async_callback(backend.aclose)
+            try:
+                await backend.open()
+            except ServiceDiscoveryError as error:
+                if self._config.start_policy == "fail":
+                    raise
+                logger.warning("the registry does not answer yet (%s); starting without it", error)
+        for lifespan in self._lifespans:
+            life.push_async_callback(lifespan.stop)
+            await lifespan.start()
+        life.push_async_callback(self.deregister)
+        self._open = True
+        life.callback(self._closed)
+
+    def _closed(self) -> None:
+        self._open = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether every list that was asked for has come, or is on its way."""
+        return self._open and not any(
+            name.startswith("discovery:") and self._missing(name.removeprefix("discovery:"))
+            for name in self._supervisor.degraded
+        )
+
+    def _missing(self, service: str) -> bool:
+        return self.directory.live(service).value is None
+
+    @property
+    def registrations(self) -> tuple[Instance, ...]:
+        """What this node keeps registered."""
+        return () if self._own is None else self._own.instances
+
+    async def register(
+        self,
+        service_id: str | None,
+        address: str | None,
+        port: int | None,
+        health_check: str | None,
+        tags: tuple[str, ...],
+        metadata: Mapping[str, str],
+    ) -> Instance:
+        """See `ServiceMesh.register_service`."""
+        config = self._config
+        if config.service_name is None:
+            raise ConfigurationError("service_name: a node without a name can't be registered; pass service_name=")
+        port = port or config.port or await _own_port()
+        address = address or config.address or "127.0.0.1"
+        version = metadata.get("version")
+        if version is not None and version != config.service_version:
+            logger.warning(
+                "metadata['version'] is %r, but service_version is %r; the latter is registered",
+                version,
+                config.service_version,
+            )
+        instance = Instance(
+            service=config.service_name,
+            id=service_id or f"{config.service_name}-{address}-{port}",
+            address=address,
+            port=port,
+            tags=tags,
+            metadata={**metadata, STARTED: f"{time.time():.3f}"},
+            version=config.service_version,
+            health_check=health_check,
+        )
+        if self._own is None:
+            logger.info("%s is not registered: nothing to register with (discovery is off or fixed)", instance.id)
+            return instance
+        if not await self._own.add(instance) and config.start_policy == "fail":
+            raise ServiceDiscoveryError("the registry did not accept this node", service=instance.service)
+        return instance
+
+    async def deregister(self) -> None:
+        """Withdraw everything this node has registered."""
+        if self._own is not None:
+            await self._own.withdraw_all()
+
+
+def _backend(config: MeshConfig, clock: Clock) -> Discovery | None:
+    if not config.enabled:
+        return HostNames()
+    if not config.enable_service_discovery:
+        return None
+    settings = config.discovery
+    match settings.backend:
+        case "local":
+            return LocalRegistry(
+                settings.path,
+                namespace=config.namespace,
+                lease=settings.lease,
+                heartbeat=settings.heartbeat,
+                poll_interval=settings.poll_interval,
+                clock=clock,
+            )
+        case "memory":
+            return MemoryRegistry(lease=settings.lease, heartbeat=settings.heartbeat, clock=clock)
+        case "static":
+            return None
+
+
+def _registrar(backend: Discovery | None) -> Registrar | None:
+    """A backend that can register too has a `register` method."""
+    return cast("Registrar", backend) if hasattr(backend, "register") else None
+
+
+async def _own_port() -> int:
+    listeners = await asyncio.to_thread(own_listeners)
+    if not listeners:
+        raise ConfigurationError(
+            "port: it isn't known where this node listens; pass port= or set MESH_PORT (a server that already accepts "
+            "connections is found by itself)"
+        )
+    return listeners[0].port

@@ -1,0 +1,140 @@
+"""The states of all services that this mesh calls, fed by discovery."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fastapi_mesh.balancing import new_picker
+from fastapi_mesh.core.instance import Instance, InstanceState
+from fastapi_mesh.core.live import Live
+from fastapi_mesh.core.state import ServiceState
+from fastapi_mesh.layers.breaker import PyBreaker
+from fastapi_mesh.layers.bulkhead import SeatQueue
+from fastapi_mesh.layers.retry import RetryBudget
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fastapi_mesh.config.policies import BalancingPolicy, ServicePolicy
+    from fastapi_mesh.core.clock import Clock
+    from fastapi_mesh.core.events import Observer
+    from fastapi_mesh.discovery.directory import Directory
+    from fastapi_mesh.service_mesh.policy_table import PolicyTable
+
+
+class StateTable:
+    """One ServiceState per called service, made on the first call.
+
+    The instances follow discovery; what was seen of an instance (calls in flight, failures) stays with it as long as
+    its address does. A changed policy replaces only the machine of the section that changed.
+    """
+
+    def __init__(self, directory: Directory, policies: PolicyTable, *, clock: Clock, observer: Observer) -> None:
+        self._directory = directory
+        self._policies = policies
+        self._clock = clock
+        self._observer = observer
+        self._states: dict[str, ServiceState] = {}
+        self._sources: dict[str, tuple[Live[tuple[Instance, ...]], Callable[[], None]]] = {}
+        policies.on_change(self._policy_changed)
+        directory.on_end(self._forget)
+
+    def all(self) -> tuple[ServiceState, ...]:
+        """The states made so far."""
+        return tuple(self._states.values())
+
+    def get(self, service: str) -> ServiceState:
+        """The state of `service`; its instances are watched from now on."""
+        live = self._directory.live(service)
+        state = self._states.get(service)
+        if state is None:
+            state = self._states[service] = self._make(service)
+        source = self._sources.get(service)
+        if source is None or source[0] is not live:
+            self._follow(service, state, live)
+        return state
+
+    def _forget(self, service: str) -> None:
+        """Nobody has called `service` for long: what was seen of it goes with its watch."""
+        source = self._sources.pop(service, None)
+        if source is not None:
+            source[1]()
+        state = self._states.get(service)
+        if state is not None and not any(each.in_flight for each in state.instances.value or ()):
+            del self._states[service]
+
+    def _make(self, service: str) -> ServiceState:
+        policy = self._policies.policy_of(service)
+        state = ServiceState(
+            service, instances=Live[tuple[InstanceState, ...]](), picker=new_picker(policy.load_balancing)
+        )
+        self._equip(state, None, policy)
+        return state
+
+    def _follow(self, service: str, state: ServiceState, live: Live[tuple[Instance, ...]]) -> None:
+        if service in self._sources:
+            self._sources.pop(service)[1]()
+
+        def publish(instances: tuple[Instance, ...]) -> None:
+            self._publish(state, instances)
+
+        self._sources[service] = (live, live.subscribe(publish))
+        if live.value is not None:
+            publish(live.value)
+
+    def _publish(self, state: ServiceState, instances: tuple[Instance, ...]) -> None:
+        balancing = self._policies.policy_of(state.name).load_balancing
+        known = {each.instance.id: each for each in state.instances.value or ()}
+        following = []
+        for instance in instances:
+            seen = known.get(instance.id)
+            if seen is None or not _same_process(seen.instance, instance):
+                seen = InstanceState(instance)
+            seen.instance = instance
+            seen.weight = _weight(instance, balancing)
+            following.append(seen)
+        state.instances.publish(tuple(following))
+        state.refresh()
+
+    def _policy_changed(self, service: str, before: ServicePolicy, after: ServicePolicy) -> None:
+        state = self._states.get(service)
+        if state is not None:
+            self._equip(state, before, after)
+
+    def _equip(self, state: ServiceState, before: ServicePolicy | None, after: ServicePolicy) -> None:
+        """Make the machines whose section is new or has changed."""
+        name = state.name
+        if before is None or before.circuit_breaker != after.circuit_breaker:
+            breaker = after.circuit_breaker
+            state.breaker = (
+                None if breaker is None else PyBreaker(name, breaker, clock=self._clock, observer=self._observer)
+            )
+        if before is None or before.bulkhead != after.bulkhead:
+            state.seats = None if after.bulkhead is None else SeatQueue(name, after.bulkhead, clock=self._clock)
+        if before is None or before.retry != after.retry:
+            retry = after.retry
+            state.budget = (
+                None
+                if retry is None
+                else RetryBudget(retry.budget_ratio, retry.budget_min_per_second, clock=self._clock)
+            )
+        if before is not None and before.load_balancing != after.load_balancing:
+            state.picker = new_picker(after.load_balancing)
+            for each in state.instances.value or ():
+                each.weight = _weight(each.instance, after.load_balancing)
+            state.refresh()
+
+
+def _weight(instance: Instance, policy: BalancingPolicy) -> float:
+    weight = instance.weight * policy.weights.get(instance.id, 1.0)
+    return weight / 2 if instance.health == "degraded" else weight
+
+
+def _same_process(seen: Instance, now: Instance) -> bool:
+    """Whether what was seen of one still holds for the other: same place, and no new start announced."""
+    return (seen.address, seen.port, seen.scheme, seen.metadata.get("started")) == (
+        now.address,
+        now.port,
+        now.scheme,
+        now.metadata.get("started"),
+    )
