@@ -52,23 +52,23 @@ class _Balancing(BalancingPolicy):
     session_affinity_header: LaterOption = later("session_affinity_header")
 
 
-class _Routes(RootModel[Routes]):
+class _Routes(RootModel[Routes], defer_build=True):
     """A list of routes."""
 
 
-class _Services(RootModel[dict[ServiceName, GatewayServiceConfig]]):
+class _Services(RootModel[dict[ServiceName, GatewayServiceConfig]], defer_build=True):
     """Service to its settings."""
 
 
-class _Breakers(RootModel[dict[ServiceName, _Breaker]]):
+class _Breakers(RootModel[dict[ServiceName, _Breaker]], defer_build=True):
     """Service to its breaker."""
 
 
-class _Retries(RootModel[dict[ServiceName, RetryPolicy]]):
+class _Retries(RootModel[dict[ServiceName, RetryPolicy]], defer_build=True):
     """Service to its retries."""
 
 
-class _Balancers(RootModel[dict[ServiceName, _Balancing]]):
+class _Balancers(RootModel[dict[ServiceName, _Balancing]], defer_build=True):
     """Service to its balancing."""
 
 

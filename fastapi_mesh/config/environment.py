@@ -14,7 +14,7 @@ from fastapi_mesh.config.gateway import GatewayConfig
 from fastapi_mesh.config.later import VERSION
 from fastapi_mesh.config.layers import SettingsLayer
 from fastapi_mesh.config.mesh import MeshConfig
-from fastapi_mesh.config.problems import free_keys_at, keys_at, kinds_at, suggestion
+from fastapi_mesh.config.problems import free_keys_at, is_known, keys_at, kinds_at, suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,7 +42,7 @@ GATEWAY_NAMES: dict[str, Location] = {
     "GATEWAY_PORT": ("port",),
     "GATEWAY_RATE_LIMIT": ("rate_limit",),
 }
-"""The description's variables for a gateway; GATEWAY_AUTH_ENABLED is `gateway_auth_note`."""
+"""The description's variables for a gateway; GATEWAY_AUTH_ENABLED is for `gateway_auth`."""
 
 _SERVICE_LINK = re.compile(r"(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT_\d+_(?:TCP|UDP|SCTP)(?:_\w+)?)")
 _LINK_VALUE = re.compile(r"(?:tcp|udp|sctp)://")
@@ -72,11 +72,17 @@ def gateway_variables(env: Mapping[str, str], known: Mapping[str, object]) -> tu
     return _variables(env, names, GATEWAY_PREFIX, GatewayConfig, known)
 
 
-def gateway_auth_note(env: Mapping[str, str]) -> str:
-    """What to log about GATEWAY_AUTH_ENABLED=false; "" when there is nothing to say."""
-    if env.get("GATEWAY_AUTH_ENABLED", "").strip().lower() in ("", "true", "1", "yes", "on"):
-        return ""
-    return f"GATEWAY_AUTH_ENABLED is off, but there is no authentication to bypass in this version ({VERSION})"
+def gateway_auth(env: Mapping[str, str]) -> tuple[str, str]:
+    """What to log about GATEWAY_AUTH_ENABLED, and what is wrong with it; "" where there is nothing to say.
+
+    The description's variable switches authentication off, and there is none to switch off yet.
+    """
+    value = env.get("GATEWAY_AUTH_ENABLED", "").strip()
+    if value.lower() in ("", "true", "1", "yes", "on"):
+        return "", ""
+    if value.lower() in ("false", "0", "no", "off"):
+        return f"GATEWAY_AUTH_ENABLED={value}: there is no authentication to bypass in this version ({VERSION})", ""
+    return "", f"GATEWAY_AUTH_ENABLED: {value!r} is not true or false"
 
 
 def _given(env: Mapping[str, str], name: str) -> str:
@@ -98,6 +104,8 @@ def _variables(
         if line:
             unknown.append(line)
         elif value := _given(env, name):
+            if model is GatewayConfig and len(location) == 2 and location[0] == "services" and value[0] != "{":
+                location = (*location, "instances")  # a service's URLs stand for its table
             try:
                 layer.put(location, _parsed(value, model, location), name)
             except ValueError as error:
@@ -115,7 +123,7 @@ def _resolve(name: str, prefix: str, model: type[BaseModel], known: Mapping[str,
         word = step.lower()
         if not choices and free_keys_at(model, location) and word:
             word = _service_key(word, here)
-        elif word not in choices:
+        elif not is_known(model, (*location, word)):
             guesses = [*choices, "gateway"] if model is MeshConfig and not location else choices
             return location, f"{name}: unknown variable{_guess(name, prefix, steps, index, guesses)}"
         location = (*location, word)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlsplit
 
@@ -45,67 +45,100 @@ def _no_bool(value: object) -> object:
 
 NotBool = BeforeValidator(_no_bool)
 
-Seconds = Annotated[float, NotBool, Field(gt=0, allow_inf_nan=False), Noun("a number of seconds")]
-Delay = Annotated[float, NotBool, Field(ge=0, allow_inf_nan=False), Noun("a number of seconds")]
-Factor = Annotated[float, NotBool, Field(ge=1, allow_inf_nan=False)]
-Ratio = Annotated[float, NotBool, Field(ge=0, allow_inf_nan=False)]
-Weight = Annotated[float, NotBool, Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, NotBool, Field(ge=1)]
-CountOrZero = Annotated[int, NotBool, Field(ge=0)]
-Status = Annotated[int, NotBool, Field(ge=100, le=599), Noun("an HTTP status")]
-Port = Annotated[int, NotBool, Field(ge=1, le=65535), Noun("a port number")]
-ListenPort = Annotated[int, NotBool, Field(ge=0, le=65535), Noun("a port number")]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False), NotBool, Noun("a number of seconds")]
+Delay = Annotated[float, Field(ge=0, allow_inf_nan=False), NotBool, Noun("a number of seconds")]
+Factor = Annotated[float, Field(ge=1, allow_inf_nan=False), NotBool]
+Ratio = Annotated[float, Field(ge=0, allow_inf_nan=False), NotBool]
+Weight = Annotated[float, Field(gt=0, allow_inf_nan=False), NotBool]
+Count = Annotated[int, Field(ge=1), NotBool]
+CountOrZero = Annotated[int, Field(ge=0), NotBool]
+Status = Annotated[int, Field(ge=100, le=599), NotBool, Noun("an HTTP status")]
+Port = Annotated[int, Field(ge=1, le=65535), NotBool, Noun("a port number")]
+ListenPort = Annotated[int, Field(ge=0, le=65535), NotBool, Noun("a port number")]
 
+_HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?\.?")
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?")
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_PATH = re.compile(r"/[\w\-.~!$&'()*+,;=:@%/]*", re.ASCII)
+_PATH = re.compile(r"/(?:[\w\-.~!$&'()*+,;=:@/]|%[0-9A-Fa-f]{2})*", re.ASCII)
 _SCHEMES = ("http", "https", "h2", "h2c")
 
 
 def _service_name(value: str) -> str:
     if not _NAME.fullmatch(value):
         raise ValueError(
-            f"{value!r} is not a service name: letters, digits, '-', '_' and '.', a letter or digit at both ends"
+            f"{shown(value)} is not a service name: letters, digits, '-', '_' and '.', a letter or digit at both ends"
         )
     return value
 
 
 def _http_path(value: str) -> str:
     if not _PATH.fullmatch(value):
-        raise ValueError(f"{value!r} is not a path: it starts with '/' and has no space, '?' or '#'")
+        raise ValueError(f"{shown(value)} is not a path: it starts with '/' and has no space, '?' or '#' in it")
     return value
 
 
 def _token(value: str) -> str:
     if not _TOKEN.fullmatch(value):
-        raise ValueError(f"{value!r} is not a token (RFC 9110 section 5.6.2)")
+        raise ValueError(f"{shown(value)} is not a token (RFC 9110 section 5.6.2)")
     return value
 
 
-def hide_userinfo(text: str) -> str:
-    """Replace user and password of a URL in `text`, so that it may be shown."""
-    return re.sub(r"//[^/@\s]*@", "//***@", text)
+def shown(value: str) -> str:
+    """`value` quoted for a message: at most 60 characters, nothing before an "@" and nothing of a URL's query.
+
+    >>> shown("http://me:secret@127.0.0.1/?token=1")
+    "'***@127.0.0.1/?***'"
+    """
+    head, mark, _ = value.partition("?")
+    if "@" in head:
+        head = f"***@{head.rpartition('@')[2]}"
+    text = f"{head}{mark}***" if mark else head
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")
+
+
+def _host(value: str) -> str:
+    if value.startswith("[") and value.endswith("]") and _is_ip(value[1:-1]):
+        raise ValueError(f"{value!r} has brackets, which only a URL needs - did you mean {value[1:-1]!r}?")
+    if not (_HOST.fullmatch(value) or _is_ip(value)):
+        raise ValueError(f"{shown(value)} is not a host name or IP address; a port is a setting of its own")
+    return value
+
+
+def _is_ip(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _instance_url(value: str) -> str:
-    shown = hide_userinfo(repr(value))
     text = value if "://" in value else f"http://{value}"
+    if problem := _url_problem(text):
+        raise ValueError(f"{shown(value)} is not an address like 'http://127.0.0.1:8000': {problem}")
+    return text
+
+
+def _url_problem(text: str) -> str:
+    """What keeps `text` from being an instance's address; "" for nothing. Discovery reads it again, in full."""
+    if not text.isascii() or any(letter <= " " or letter == "\x7f" for letter in text):
+        return "it has a space, a control character or a letter outside ASCII"
     try:
         parts = urlsplit(text)
         port = parts.port
-    except ValueError as error:
-        raise ValueError(f"{shown} is not an address: {error}") from None
+    except ValueError:
+        return "its host or port is not valid"
     if parts.scheme not in _SCHEMES:
-        raise ValueError(f"{shown} is not an address: its scheme is not one of {', '.join(_SCHEMES)}")
-    if not parts.hostname or any(letter <= " " for letter in value):
-        raise ValueError(f"{shown} is not an address like 'http://127.0.0.1:8000'")
-    if parts.username is not None:
-        raise ValueError(f"{shown} is not an address: it has a user or password in it, which would not be sent")
-    if parts.query or parts.fragment:
-        raise ValueError(f"{shown} is not an address: it has a query or fragment, which would not be sent")
-    if port == 0:
-        raise ValueError(f"{shown} is not an address: nothing can be reached on port 0")
-    return text
+        return f"its scheme is not one of {', '.join(_SCHEMES)}"
+    if "@" in parts.netloc:
+        return "it has a user or password, which would not be sent"
+    if "?" in text or "#" in text:
+        return "it has a query or fragment, which would not be sent"
+    if port == 0 or parts.netloc.endswith(":"):
+        return "it has no port after ':'"
+    if not (_HOST.fullmatch(parts.hostname or "") or (_is_ip(parts.hostname or "") and "%" not in parts.netloc)):
+        return "it has no valid host"
+    return "" if _PATH.fullmatch(parts.path or "/") else "its path needs percent-encoding"
 
 
 def _network(value: str) -> str:
@@ -116,12 +149,13 @@ def _network(value: str) -> str:
     try:
         whole = ip_network(value, strict=False)
     except ValueError:
-        raise ValueError(f"{value!r} is not an IP address or network like '10.0.0.0/8'") from None
+        raise ValueError(f"{shown(value)} is not an IP address or network like '10.0.0.0/8'") from None
     raise ValueError(f"{value!r} has bits set outside of its mask - did you mean '{whole}'?")
 
 
 ServiceName = Annotated[str, AfterValidator(_service_name)]
 HttpPath = Annotated[str, AfterValidator(_http_path)]
+Host = Annotated[str, AfterValidator(_host)]
 Token = Annotated[str, AfterValidator(_token)]
 InstanceUrl = Annotated[str, AfterValidator(_instance_url)]
 """`http://host:port/base`, also https, h2, h2c; without a scheme it is http. Becomes the full URL."""
@@ -140,7 +174,7 @@ def _no_repeats(value: tuple[str, ...]) -> tuple[str, ...]:
     return value
 
 
-OneOrMany = BeforeValidator(_one_or_many)
+OneOrMany = BeforeValidator(_one_or_many, json_schema_input_type=str | list[str])
 """Takes a single text for a list of one."""
 
 InstanceUrls = Annotated[

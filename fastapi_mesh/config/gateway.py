@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from fastapi_mesh.config.fields import (
     Factor,
     Frozen,
+    Host,
     InstanceUrls,
     ListenPort,
     Network,
@@ -35,97 +35,17 @@ from fastapi_mesh.config.policies import (
     TimeoutPolicy,
     attempt_misfit,
 )
-from fastapi_mesh.config.problems import suggestion
+from fastapi_mesh.config.routes import RouteConfig, Routes, check_routes, route_path
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from pydantic import GetJsonSchemaHandler
+    from pydantic.json_schema import JsonSchemaValue
+    from pydantic_core import CoreSchema
+
+__all__ = ["RETRY_BASE_DELAY", "GatewayConfig", "GatewayServiceConfig", "RouteConfig", "Routes", "check_routes"]
 
 RETRY_BASE_DELAY = 0.1
 """Seconds of a gateway's first wait, which `retry_backoff` multiplies."""
-
-LISTS = (list, tuple, set, frozenset)
-
-_PARAMETER = re.compile(r"\{([A-Za-z_]\w*)\}", re.ASCII)
-
-
-def _route_path(value: str) -> str:
-    if not value.startswith("/"):
-        raise ValueError(f"{value!r} does not start with '/'")
-    if any(letter <= " " or letter in "?#" for letter in value):
-        raise ValueError(f"{value!r} has a space, '?' or '#' in it, which no path of a request has")
-    names = []
-    segments = value[1:].split("/")
-    for index, segment in enumerate(segments):
-        if match := _PARAMETER.fullmatch(segment):
-            names.append(match[1])
-        elif "*" in segment and (segment != "*" or index < len(segments) - 1):
-            raise ValueError(f"{value!r}: '*' stands alone at the end, as '/*'")
-        elif set("{}") & set(segment):
-            raise ValueError(f"{value!r}: a parameter is a whole segment, like '/{{user_id}}'")
-    if len(names) > len(set(names)):
-        raise ValueError(f"{value!r} names a parameter twice")
-    return value
-
-
-def _shape(path: str) -> str:
-    """Paths that match the same requests have the same shape."""
-    return _PARAMETER.sub("{}", path)
-
-
-def _methods(value: object) -> object:
-    if not isinstance(value, LISTS):
-        return value
-    return tuple(each.upper() if isinstance(each, str) else each for each in value)
-
-
-RoutePath = Annotated[str, AfterValidator(_route_path)]
-Methods = Annotated[tuple[Token, ...], Field(min_length=1), BeforeValidator(_methods)]
-
-
-class RouteConfig(Frozen):
-    """A route: requests whose path and method match go to `service`."""
-
-    path: RoutePath = Field(
-        description="What the path must be: '/api/users/*' is everything below and '/api/users' itself, "
-        "'{name}' one segment."
-    )
-    service: ServiceName = Field(description="The service that answers.")
-    methods: Methods | None = Field(default=None, description="HTTP methods of this route; None: all.")
-    strip_prefix: bool = Field(
-        default=False, description="Take what stands before '*' off the path before it is sent on."
-    )
-    auth_required: LaterOption = later("auth_required")
-    rate_limit: LaterOption = later("rate_limit")
-    cache_ttl: LaterOption = later("cache_ttl")
-    require_https: LaterOption = later("require_https")
-
-
-def duplicate_routes(routes: tuple[RouteConfig, ...]) -> list[tuple[tuple[str | int, ...], str]]:
-    """Routes that can't be told apart: the same path, and a method in common. (index,) and a text for each."""
-    seen: dict[str, list[tuple[int, RouteConfig]]] = {}
-    problems: list[tuple[tuple[str | int, ...], str]] = []
-    for index, route in enumerate(routes):
-        earlier = seen.setdefault(_shape(route.path), [])
-        for other_index, other in earlier:
-            if route.methods is None and other.methods is None:
-                shared = ["any method"]
-            else:
-                shared = [method for method in route.methods or () if method in (other.methods or ())]
-            if shared:
-                claimed = f"{route.path!r} with {', '.join(shared)} is already routes[{other_index}]"
-                problems.append(((index,), f"{claimed}; remove one or split methods"))
-                break
-        earlier.append((index, route))
-    return problems
-
-
-def _no_duplicates(routes: tuple[RouteConfig, ...]) -> tuple[RouteConfig, ...]:
-    if problems := duplicate_routes(routes):
-        raise Problems(problems)
-    return routes
-
-
-Routes = Annotated[tuple[RouteConfig, ...], AfterValidator(_no_duplicates)]
 
 
 class GatewayServiceConfig(Frozen):
@@ -154,10 +74,14 @@ class GatewayServiceConfig(Frozen):
     health_check: LaterOption = later("health_check")
     health_check_interval: LaterOption = later("health_check_interval")
 
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}, handler(schema)]}
+
     @model_validator(mode="before")
     @classmethod
     def _urls_alone(cls, value: object) -> object:
-        return {"instances": value} if isinstance(value, (str, *LISTS)) else value
+        return {"instances": value} if isinstance(value, (str, list, tuple)) else value
 
     def policy(self) -> ServicePolicy:
         """What is set here, and nothing else, as a policy to lay over another (`overlay`)."""
@@ -176,9 +100,7 @@ class GatewayServiceConfig(Frozen):
 class GatewayConfig(Frozen):
     """Everything a gateway can be told."""
 
-    host: Annotated[str, Field(min_length=1)] = Field(
-        default="0.0.0.0", description="The address to listen on, standalone."
-    )
+    host: Host = Field(default="0.0.0.0", description="The address to listen on, standalone.")
     port: ListenPort = Field(default=8080, description="The port to listen on, standalone; 0: any free one.")
     prefix: str = Field(default="", description="A path before every route, like '/gateway'; it is not sent on.")
     request_timeout: Seconds = Field(
@@ -187,7 +109,7 @@ class GatewayConfig(Frozen):
     upstream_timeout: Seconds = Field(
         default=25.0, description="Seconds for one attempt, up to the response head; at most `request_timeout`."
     )
-    max_retries: Annotated[int, NotBool, Field(ge=0, le=19)] = Field(
+    max_retries: Annotated[int, Field(ge=0, le=19), NotBool] = Field(
         default=3,
         description="Extra attempts after the first: 3 makes 4 in total (a mesh's max_attempts is the total).",
     )
@@ -219,7 +141,7 @@ class GatewayConfig(Frozen):
     @classmethod
     def _prefix_is_a_path(cls, prefix: str) -> str:
         trimmed = prefix.rstrip("/")
-        if trimmed and (_route_path(trimmed) and set("*{}") & set(trimmed)):
+        if trimmed and set("*{}") & set(route_path(trimmed)):
             raise ValueError(f"{prefix!r}: a prefix has no '*' and no parameter")
         return trimmed
 
@@ -260,21 +182,3 @@ class GatewayConfig(Frozen):
         )
         own = self.services.get(service)
         return base if own is None else overlay(base, own.policy())
-
-
-def check_routes(routes: Iterable[RouteConfig], known_services: Iterable[str], *, discoverable: bool) -> list[str]:
-    """A line for each route to a service that nobody knows.
-
-    With `discoverable` the mesh may still find it, so there is nothing to say.
-    """
-    if discoverable:
-        return []
-    known = set(known_services)
-    return [
-        unknown_service(index, route.service, known) for index, route in enumerate(routes) if route.service not in known
-    ]
-
-
-def unknown_service(index: int, service: str, known: Iterable[str]) -> str:
-    """The line for one of them."""
-    return f"routes[{index}].service: {service!r} is not a known service{suggestion(service, sorted(known))}"

@@ -11,6 +11,8 @@ from pydantic_core import PydanticCustomError, core_schema
 from fastapi_mesh.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
     from pydantic.json_schema import JsonSchemaValue
 
@@ -78,29 +80,34 @@ def not_yet(what: str) -> str:
     return f"{what} not part of this version ({VERSION})"
 
 
-def refuse_unavailable(options: dict[str, object]) -> None:
+def refusal(option: str) -> str:
+    """The whole sentence about an option, without its path."""
+    return not_yet(LATER.get(option, "this option is"))
+
+
+def refuse_unavailable(options: Mapping[str, object]) -> None:
     """Raise ConfigurationError, naming all of `options` (by keyword) that are switched on."""
-    problems = [f"{name}: {not_yet(LATER[name])}" for name, value in options.items() if not is_off(value)]
+    problems = [f"{name}: {refusal(name)}" for name, value in options.items() if not is_off(value)]
     if problems:
         raise ConfigurationError(problems=problems)
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Marks a field that is known and refused: it validates to None, or fails with the sentence of `LATER`."""
+    """Marks a field that is known and refused: it validates to None, or fails; `problems.explain` says the sentence."""
 
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
-        return core_schema.with_info_plain_validator_function(self._check)
+        return core_schema.no_info_plain_validator_function(_check_off)
 
     def __get_pydantic_json_schema__(
         self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
         return {"enum": [None, False]}
 
-    @staticmethod
-    def _check(value: object, info: core_schema.ValidationInfo) -> None:
-        if not is_off(value):
-            raise PydanticCustomError("later", "{sentence}", {"sentence": not_yet(LATER[info.field_name or ""])})
+
+def _check_off(value: object) -> None:
+    if not is_off(value):
+        raise PydanticCustomError("later", not_yet("this option is"))
 
 
 LaterOption = Annotated[Literal[False] | None, Refused()]

@@ -25,12 +25,14 @@ class SettingsLayer:
     problems: list[str] = field(default_factory=list)
 
     def put(self, location: Location, value: object, origin: str) -> None:
-        """Set one value; tables on the way are made."""
+        """Set one value; tables on the way are made. Does nothing below a value that is no table, which is wrong."""
         table = self.data
         for step in location[:-1]:
-            below = table.get(str(step))
+            if table.get(str(step)) is None:
+                table[str(step)] = {}
+            below = table[str(step)]
             if not isinstance(below, dict):
-                below = table[str(step)] = {}
+                return
             table = below
         name = str(location[-1])
         before = table.get(name)

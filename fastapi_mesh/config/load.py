@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from fastapi_mesh.config import environment
-from fastapi_mesh.config.compat import from_config_map
+from fastapi_mesh.config.compat import CONFIG_MAP_TABLE, from_config_map
 from fastapi_mesh.config.files import read_file
-from fastapi_mesh.config.gateway import GatewayConfig, unknown_service
+from fastapi_mesh.config.gateway import GatewayConfig
 from fastapi_mesh.config.later import is_off
 from fastapi_mesh.config.layers import SettingsLayer, merged, origin_in, plain
 from fastapi_mesh.config.mesh import MeshConfig
 from fastapi_mesh.config.problems import explain
+from fastapi_mesh.config.routes import unknown_service
 from fastapi_mesh.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from os import PathLike
 
     File = str | PathLike[str]
@@ -29,7 +30,7 @@ logger = logging.getLogger("fastapi_mesh.config")
 Model = TypeVar("Model", bound=BaseModel)
 
 GATEWAY_TABLE = "gateway"
-"""A file's table with a gateway's settings. Without it, a file with `routes` is all a gateway's."""
+"""A file's table with a gateway's settings, beside a node's at the top level."""
 
 
 def load_mesh_config(
@@ -43,21 +44,18 @@ def load_mesh_config(
 ) -> MeshConfig:
     """The settings of a node: keyword arguments over MESH_* over SERVICE_NAME and the like over `file`.
 
-    `settings` is keyword arguments as a mapping.
-
-    `file` is a TOML, YAML or JSON file, else what MESH_CONFIG_FILE names; `env` is os.environ unless given. A keyword
-    that is None counts as not given; besides the fields of MeshConfig there are `discovery_backend` and
-    `discovery_config`, the description's names for parts of `discovery`. Unknown MESH_* names are logged; with
-    `strict` they are problems. Raises ConfigurationError with all problems at once.
+    `settings` are keyword arguments as a mapping. `file` is a TOML, YAML or JSON file, else the one MESH_CONFIG_FILE
+    names; `env` is os.environ unless given. A keyword that is None counts as not given; besides the fields of
+    MeshConfig there are `discovery_backend` and `discovery_config`, the description's names for parts of `discovery`.
+    Unknown MESH_* names are logged; with `strict` they are problems. Raises ConfigurationError with all problems.
     """
     env = os.environ if env is None else env
-    file = file or env.get(environment.FILE_VARIABLE) or None
-    in_file = _mesh_part(read_file(file)) if file else SettingsLayer()
+    in_file, source = _file_layer(file, env, _mesh_part)
     in_code = SettingsLayer(_with_discovery({**(settings or {}), **code}))
     variables, unknown = environment.mesh_variables(env, merged([in_file, in_code]))
     layers = [in_file, environment.described(env, environment.MESH_NAMES), variables, in_code]
     layers.insert(0, _default_backend(merged(layers), env))
-    return _validated(MeshConfig, layers, file, _reported(unknown, strict=strict))
+    return _validated(MeshConfig, layers, source, _reported(unknown, strict=strict))
 
 
 def load_gateway_config(
@@ -77,29 +75,29 @@ def load_gateway_config(
     Everything else is as in `load_mesh_config`.
     """
     env = os.environ if env is None else env
-    file = file or env.get(environment.FILE_VARIABLE) or None
-    in_file = _gateway_part(read_file(file)) if file else SettingsLayer()
+    in_file, source = _file_layer(file, env, _gateway_part)
     in_code = SettingsLayer(_given({**(settings or {}), **code}))
     variables, unknown = environment.gateway_variables(env, merged([in_file, in_code]))
     layers = [in_file, environment.described(env, environment.GATEWAY_NAMES), variables, in_code]
     for layer in layers:
         _spread_urls(layer.data)
-    if note := environment.gateway_auth_note(env):
+    note, problem = environment.gateway_auth(env)
+    if note:
         logger.warning("%s", note)
-    problems = _reported(unknown, strict=strict)
+    problems = [*([problem] if problem else []), *_reported(unknown, strict=strict)]
     if not discoverable:
         problems += _unknown_services(merged(layers), known_services)
-    return _validated(GatewayConfig, layers, file, problems)
+    return _validated(GatewayConfig, layers, source, problems)
 
 
-def _validated(model: type[Model], layers: Sequence[SettingsLayer], file: File | None, problems: list[str]) -> Model:
+def _validated(model: type[Model], layers: Sequence[SettingsLayer], source: str | None, problems: list[str]) -> Model:
     found = [line for layer in layers for line in layer.problems]
     try:
         config = model.model_validate(merged(layers))
     except ValidationError as error:
         found += explain(error, model, origin=lambda location: origin_in(layers, location))
     if found or problems:
-        raise ConfigurationError(problems=[*found, *problems], source=None if file is None else str(file))
+        raise ConfigurationError(problems=[*found, *problems], source=source)
     return config
 
 
@@ -139,18 +137,31 @@ def _default_backend(data: Mapping[str, object], env: Mapping[str, str]) -> Sett
     return layer
 
 
-def _mesh_part(layer: SettingsLayer) -> SettingsLayer:
+def _file_layer(
+    file: File | None, env: Mapping[str, str], part: Callable[[SettingsLayer, bool], SettingsLayer]
+) -> tuple[SettingsLayer, str | None]:
+    """What `file`, else the file that MESH_CONFIG_FILE names, says to one side, and its name."""
+    named = file or env.get(environment.FILE_VARIABLE)
+    if not named:
+        return SettingsLayer(), None
+    return part(read_file(named), bool(file)), str(named)
+
+
+def _mesh_part(layer: SettingsLayer, explicit: bool) -> SettingsLayer:
+    """The node's side of a file: all but the table `gateway`, and not the rest of a gateway's file that env names."""
     if GATEWAY_TABLE in layer.data:
         layer.data.pop(GATEWAY_TABLE)
-    elif "routes" in layer.data:
-        return SettingsLayer()
+    elif "routes" in layer.data and not explicit:
+        layer.data = {name: table for name, table in layer.data.items() if name == CONFIG_MAP_TABLE}
     return from_config_map(layer)
 
 
-def _gateway_part(layer: SettingsLayer) -> SettingsLayer:
+def _gateway_part(layer: SettingsLayer, explicit: bool) -> SettingsLayer:
+    """The gateway's side of a file: its table `gateway`, or all of a file that is a gateway's."""
     table = layer.data.get(GATEWAY_TABLE)
     if table is None:
-        return layer
+        layer.data.pop(CONFIG_MAP_TABLE, None)
+        return layer if explicit or "routes" in layer.data else SettingsLayer()
     if not isinstance(table, dict):
         return SettingsLayer(problems=[f"{GATEWAY_TABLE}: is not a table of settings"])
     origins = {place[1:]: text for place, text in layer.origins.items() if place[:1] == (GATEWAY_TABLE,)}

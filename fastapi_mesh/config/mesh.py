@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from fastapi_mesh.config.backends import DiscoveryConfig
-from fastapi_mesh.config.fields import Delay, Frozen, HttpPath, InstanceUrls, Port, Problems, ServiceName
+from fastapi_mesh.config.fields import Delay, Frozen, Host, HttpPath, InstanceUrls, Port, Problems, ServiceName
 from fastapi_mesh.config.later import LaterOption, later
 from fastapi_mesh.config.overlay import misfits, overlay
 from fastapi_mesh.config.policies import ServicePolicy
@@ -22,7 +22,7 @@ class MeshConfig(Frozen):
     service_name: ServiceName | None = Field(default=None, description="The name other services call this one by.")
     service_version: str = Field(default="1.0.0", description="The version of this service, shown to others.")
     namespace: ServiceName = Field(default="default", description="Services see those of their own namespace.")
-    address: str | None = Field(
+    address: Host | None = Field(
         default=None, description="The address others reach this node at; None: found out when it serves."
     )
     port: Port | None = Field(

@@ -64,7 +64,7 @@ class RetryPolicy(Frozen):
     (Finagle's RetryBudget).
     """
 
-    max_attempts: Annotated[int, NotBool, Field(ge=1, le=20)] = Field(
+    max_attempts: Annotated[int, Field(ge=1, le=20), NotBool] = Field(
         default=3, description="Attempts in total, the first included; 1 switches retries off."
     )
     backoff_strategy: Literal["exponential", "linear"] = Field(
@@ -82,7 +82,7 @@ class RetryPolicy(Frozen):
     retry_non_idempotent: bool = Field(
         default=False, description="Also repeat POST and PATCH after they may have been executed."
     )
-    budget_ratio: Annotated[Ratio, Field(le=10)] = Field(
+    budget_ratio: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False), NotBool] = Field(
         default=0.2, description="Retries allowed per recent call (10 s), on top of `budget_min_per_second`."
     )
     budget_min_per_second: Ratio = Field(default=10.0, description="Retries per second that are always allowed.")

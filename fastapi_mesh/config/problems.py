@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, RootModel
 
-from fastapi_mesh.config.fields import Noun, Problems, hide_userinfo
-from fastapi_mesh.config.later import Refused
+from fastapi_mesh.config.fields import Noun, Problems, shown
+from fastapi_mesh.config.later import Refused, refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pydantic import ValidationError
+    from pydantic.fields import FieldInfo
     from pydantic_core import ErrorDetails
 
 _OPTIONAL = object()
@@ -121,35 +122,57 @@ def texts_of(error: ValidationError, model: type[BaseModel]) -> list[tuple[Locat
 def _text(problem: ErrorDetails, location: Location, model: type[BaseModel]) -> str:
     kind, value, context = problem["type"], problem["input"], problem.get("ctx", {})
     if kind == "extra_forbidden":
-        return _unknown_key(str(location[-1]), keys_at(model, location[:-1]))
+        return _unknown_key(str(location[-1]), model, location[:-1])
     if kind == "missing":
         return "is missing"
-    shown = _shown(value, location)
+    if kind == "later":
+        return refusal(str(location[-1]))
+    said = _shown(value, location)
     if kind in ("enum", "literal_error"):
         choices = re.findall(r"'([^']*)'", str(context["expected"]))
         hint = suggestion(value, choices) if isinstance(value, str) and not _is_secret(location) else ""
-        return f"{shown} is not one of {', '.join(choices)}{hint}"
+        return f"{said} is not one of {', '.join(choices)}{hint}"
     if isinstance(value, float) and not math.isfinite(value):
-        return f"{shown} is not a finite number"
+        return f"{said} is not a finite number"
     if kind in _LIMITS:
-        return f"{shown} is {_LIMITS[kind].format(**context)}"
+        return f"{said} is {_LIMITS[kind].format(**context)}"
     if kind == "bool_as_number":
-        return f"{shown} is not {_noun_at(model, location) or 'a number'}"
+        return f"{said} is not {_noun_at(model, location) or 'a number'}"
     noun = _NOUNS.get(kind.partition("_")[0])
     if noun is not None and kind.endswith(("_type", "_parsing", "_from_float", "_number", "_type_str", "_size")):
         noun = _noun_at(model, location) or noun
-        return f"{shown} is not {noun}{_rewritten(value, noun, location)}"
+        return f"{said} is not {noun}{_rewritten(value, noun, location)}"
     if kind == "too_short" and not value:
         return "is empty"
     text = str(context["error"]) if "error" in context else problem["msg"]
-    return "is not valid (its value isn't shown)" if _is_secret(location) and kind != "later" else text
+    return "is not valid (its value isn't shown)" if _is_secret(location) else text
 
 
-def _unknown_key(name: str, known: Sequence[str]) -> str:
-    hint = suggestion(name, known)
-    if hint or not known:
+def _unknown_key(name: str, model: type[BaseModel], table: Location) -> str:
+    known = keys_at(model, table)
+    if hint := suggestion(name, known):
         return f"unknown key{hint}"
-    return f"unknown key; known here: {', '.join(known)}"
+    for annotation, _ in _walk(model, table):
+        if path := _elsewhere(name, annotation):
+            return f"unknown key - did you mean {path_of(path)!r}?"
+    return f"unknown key; known here: {', '.join(known)}" if known else "unknown key"
+
+
+def _elsewhere(name: str, annotation: Any, depth: int = 4) -> Location:
+    """Where below `annotation` a key called `name` is known; () if nowhere."""
+    if not (depth and isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        return ()
+    for key, field in annotation.model_fields.items():
+        if key == name and not _is_refused(field):
+            return (key,)
+        for below, _ in _flatten(field.annotation, []):
+            if path := _elsewhere(name, below, depth - 1):
+                return (key, *path)
+    return ()
+
+
+def _is_refused(field: FieldInfo) -> bool:
+    return any(isinstance(mark, Refused) for mark in field.metadata)
 
 
 def _rewritten(value: object, noun: str, location: Location) -> str:
@@ -178,20 +201,20 @@ def _shown(value: object, location: Location) -> str:
         return {True: "true", False: "false", None: "nothing"}[value]
     if not isinstance(value, (str, int, float)):
         return f"a {type(value).__name__}"
-    text = hide_userinfo(repr(value))
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return shown(value) if isinstance(value, str) else repr(value)
 
 
 def keys_at(model: type[BaseModel], location: Location) -> list[str]:
     """The keys that a table at `location` may have; none where they are free."""
     for annotation, _ in _walk(model, location):
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            return [
-                name
-                for name, field in annotation.model_fields.items()
-                if not any(isinstance(mark, Refused) for mark in field.metadata)
-            ]
+            return [name for name, field in annotation.model_fields.items() if not _is_refused(field)]
     return []
+
+
+def is_known(model: type[BaseModel], location: Location) -> bool:
+    """Whether `location` means something, also an option that is refused."""
+    return bool(_walk(model, location))
 
 
 def free_keys_at(model: type[BaseModel], location: Location) -> bool:
