@@ -7,8 +7,6 @@ import functools
 import json
 import logging
 import re
-import subprocess
-import sys
 import threading
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -268,10 +266,3 @@ def test_reports_of_one_loop_do_not_disturb_those_of_another():
     health = HealthChecks(cache=0.0)
     health.register(lambda: True, name="db")
     assert all(asyncio.run(health.report()).healthy for _ in range(3))
-
-
-def test_health_checks_need_no_web_framework():
-    code = (
-        "import sys, fastapi_mesh.health.checks; print({'fastapi', 'starlette', 'prometheus_client'} & {*sys.modules})"
-    )
-    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
