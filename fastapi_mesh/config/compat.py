@@ -14,7 +14,7 @@ from fastapi_mesh.config.later import LaterOption, later
 from fastapi_mesh.config.layers import SettingsLayer, plain
 from fastapi_mesh.config.overlay import with_section
 from fastapi_mesh.config.policies import BalancingPolicy, BreakerPolicy, RetryPolicy
-from fastapi_mesh.config.problems import explain, suggestion
+from fastapi_mesh.config.problems import explain, line, path_of, suggestion
 from fastapi_mesh.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def routes_from_description(
     given: Iterable[Mapping[str, object] | RouteConfig], source: str = "configure_routes"
 ) -> tuple[RouteConfig, ...]:
     """`[{"path": "/api/v1/users/*", "service": "user-service", "methods": ["GET"]}]`. Raises ConfigurationError."""
-    return _read(_Routes, list(given) if isinstance(given, (list, tuple)) else given, source)
+    return _read(_Routes, given, source, prefix=("routes",))
 
 
 def services_from_description(
@@ -126,28 +126,31 @@ def balancing_policies(
     }
 
 
-def _read(model: type[RootModel[T]], given: object, source: str) -> T:
+def _read(model: type[RootModel[T]], given: object, source: str, prefix: Location = ()) -> T:
     try:
         return model.model_validate(plain(given)).root
     except ValidationError as error:
-        raise ConfigurationError(problems=explain(error, model), source=source) from error
+        raise ConfigurationError(problems=explain(error, model, prefix=prefix), source=source) from error
 
-
-_CONFIG_MAP: dict[tuple[str, str], Location] = {
-    ("discovery", "backend"): ("discovery", "backend"),
-    ("discovery", "namespace"): ("namespace",),
-    ("discovery", "host"): ("discovery", "host"),
-    ("discovery", "port"): ("discovery", "port"),
-    ("discovery", "path"): ("discovery", "path"),
-    ("security", "enable_mtls"): ("enable_mtls",),
-    ("security", "auto_cert_renewal"): ("auto_cert_renewal",),
-    ("load_balancing", "default_strategy"): ("defaults", "load_balancing", "strategy"),
-    ("circuit_breaker", "default_failure_threshold"): ("defaults", "circuit_breaker", "failure_threshold"),
-    ("circuit_breaker", "default_recovery_timeout"): ("defaults", "circuit_breaker", "recovery_timeout"),
-}
-"""The description's ConfigMap: section and key below `service_mesh` to our place."""
 
 CONFIG_MAP_TABLE = "service_mesh"
+
+_CONFIG_MAP: dict[str, dict[str, Location]] = {
+    "discovery": {
+        "backend": ("discovery", "backend"),
+        "namespace": ("namespace",),
+        "host": ("discovery", "host"),
+        "port": ("discovery", "port"),
+        "path": ("discovery", "path"),
+    },
+    "security": {"enable_mtls": ("enable_mtls",), "auto_cert_renewal": ("auto_cert_renewal",)},
+    "load_balancing": {"default_strategy": ("defaults", "load_balancing", "strategy")},
+    "circuit_breaker": {
+        "default_failure_threshold": ("defaults", "circuit_breaker", "failure_threshold"),
+        "default_recovery_timeout": ("defaults", "circuit_breaker", "recovery_timeout"),
+    },
+}
+"""The description's ConfigMap: sections and keys below `service_mesh`, and their place in our settings."""
 
 
 def from_config_map(layer: SettingsLayer) -> SettingsLayer:
@@ -155,34 +158,31 @@ def from_config_map(layer: SettingsLayer) -> SettingsLayer:
     given = layer.data.pop(CONFIG_MAP_TABLE, None)
     if given is None:
         return layer
-    translated = SettingsLayer(problems=list(layer.problems))
-    sections = {section for section, _ in _CONFIG_MAP}
-    for section, table in given.items() if isinstance(given, Mapping) else [(None, given)]:
-        if section is not None and section not in sections:
-            translated.problems.append(_unknown(layer, (CONFIG_MAP_TABLE, str(section)), sections))
-            continue
-        if not isinstance(table, Mapping):
-            path = ".".join(filter(None, (CONFIG_MAP_TABLE, section)))
-            translated.problems.append(f"{path}: is not a table of settings")
-            continue
-        for key, value in table.items():
-            place = _CONFIG_MAP.get((str(section), str(key)))
-            here = (CONFIG_MAP_TABLE, str(section), str(key))
-            if place is None:
-                known = {name for of, name in _CONFIG_MAP if of == section}
-                translated.problems.append(_unknown(layer, here, known))
-            else:
-                translated.put(place, value, ", ".join(filter(None, (".".join(here), layer.origin(here)))))
+    translated = SettingsLayer()
+    for section, table in _known_entries(given, _CONFIG_MAP, (CONFIG_MAP_TABLE,), layer, translated):
+        places = _CONFIG_MAP[section]
+        for key, value in _known_entries(table, places, (CONFIG_MAP_TABLE, section), layer, translated):
+            here: Location = (CONFIG_MAP_TABLE, section, key)
+            translated.put(places[key], value, ", ".join(filter(None, (path_of(here), layer.origin(here)))))
     for name, value in layer.data.items():
         translated.put((name,), value, layer.origin((name,)))
     translated.origins.update(layer.origins)
     return translated
 
 
-def _unknown(layer: SettingsLayer, place: tuple[str, ...], known: set[str]) -> str:
-    line = layer.origin(place)
-    where = f"{'.'.join(place)} ({line})" if line else ".".join(place)
-    return f"{where}: unknown key{suggestion(place[-1], sorted(known))}"
+def _known_entries(
+    table: object, known: Iterable[str], place: Location, layer: SettingsLayer, translated: SettingsLayer
+) -> list[tuple[str, object]]:
+    """Entries of the table at `place` whose keys are `known`; problems with the others go to `translated`."""
+    if not isinstance(table, Mapping):
+        translated.problems.append(line(place, "is not a table of settings", layer.origin(place)))
+        return []
+    for key in table:
+        if key not in known:
+            here = (*place, key)
+            text = f"unknown key{suggestion(str(key), known)}"
+            translated.problems.append(line(here, text, layer.origin(here)))
+    return [(key, value) for key, value in table.items() if key in known]
 
 
 def get_protocol_config(env: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]]:

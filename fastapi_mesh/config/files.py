@@ -19,39 +19,43 @@ if TYPE_CHECKING:
 PYPROJECT_TABLE = ("tool", "fastapi-mesh")
 
 
-def read_file(file: str | PathLike[str]) -> SettingsLayer:
-    """The settings in `file`. Raises ConfigurationError when it can't be read or its syntax is wrong."""
+def read_file(file: str | PathLike[str], source: str = "") -> SettingsLayer:
+    """The settings in `file`, called `source` in messages. Raises ConfigurationError when it can't be read."""
     path = Path(file)
+    try:
+        return _read(path)
+    except _FileProblem as problem:
+        name = source or str(file)
+        raise ConfigurationError(f"{name}: {problem}", source=name) from problem.__cause__
+
+
+def _read(path: Path) -> SettingsLayer:
     reader = {".toml": _toml, ".json": _json, ".yaml": _yaml, ".yml": _yaml}.get(path.suffix.lower())
     if reader is None:
-        raise ConfigurationError(f"{file}: is not a .toml, .yaml, .yml or .json file", source=str(file))
+        raise _FileProblem("is not a .toml, .yaml, .yml or .json file")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise ConfigurationError(f"{file}: there is no such file", source=str(file)) from None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = "is not UTF-8" if isinstance(error, UnicodeDecodeError) else error.strerror
-        raise ConfigurationError(f"{file}: can't be read: {reason}", source=str(file)) from error
-    try:
-        data, lines = reader(text)
-    except _SyntaxProblem as error:
-        raise ConfigurationError(f"{file}: {error}", source=str(file)) from error
+        raise _FileProblem("there is no such file") from None
+    except OSError as error:
+        raise _FileProblem(f"can't be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise _FileProblem("is not UTF-8") from error
+    data, lines = reader(text)
     if path.name == "pyproject.toml":
-        data, lines = _table_of_pyproject(file, data, lines)
-    return SettingsLayer(data, {place: f"line {line}" for place, line in lines.items()})
+        data, lines = _table_of_pyproject(data, lines)
+    return SettingsLayer(data, {place: f"line {number}" for place, number in lines.items()})
 
 
-class _SyntaxProblem(Exception):
-    """The text is not what its file name says."""
+class _FileProblem(Exception):
+    """Why a file can't be read as settings."""
 
 
-def _table_of_pyproject(
-    file: str | PathLike[str], data: dict[str, Any], lines: dict[Location, int]
-) -> tuple[dict[str, Any], dict[Location, int]]:
+def _table_of_pyproject(data: dict[str, Any], lines: dict[Location, int]) -> tuple[dict[str, Any], dict[Location, int]]:
     for step in PYPROJECT_TABLE:
         below = data.get(step)
         if not isinstance(below, dict):
-            raise ConfigurationError(f"{file}: has no table [{'.'.join(PYPROJECT_TABLE)}]", source=str(file))
+            raise _FileProblem(f"has no table [{'.'.join(PYPROJECT_TABLE)}]")
         data = below
     size = len(PYPROJECT_TABLE)
     return data, {place[size:]: line for place, line in lines.items() if place[:size] == PYPROJECT_TABLE}
@@ -61,7 +65,7 @@ def _toml(text: str) -> tuple[dict[str, Any], dict[Location, int]]:
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise _SyntaxProblem(f"is not valid TOML: {error}") from error
+        raise _FileProblem(f"is not valid TOML: {error}") from error
     return data, _toml_lines(text)
 
 
@@ -130,7 +134,7 @@ def _json(text: str) -> tuple[dict[str, Any], dict[Location, int]]:
     try:
         data = json.loads(text, object_pairs_hook=_no_repeats)
     except json.JSONDecodeError as error:
-        raise _SyntaxProblem(f"is not valid JSON: {error}") from error
+        raise _FileProblem(f"is not valid JSON: {error}") from error
     return _as_table(data), {}
 
 
@@ -138,7 +142,7 @@ def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) < len(pairs):
         names = [name for name, _ in pairs]
-        raise _SyntaxProblem(f"has the key {next(name for name in names if names.count(name) > 1)!r} twice in a table")
+        raise _FileProblem(f"has the key {next(name for name in names if names.count(name) > 1)!r} twice in a table")
     return table
 
 
@@ -146,7 +150,7 @@ def _as_table(data: object) -> dict[str, Any]:
     if data is None:
         return {}
     if not isinstance(data, dict):
-        raise _SyntaxProblem(f"holds a {type(data).__name__}, not a table of settings")
+        raise _FileProblem(f"holds a {type(data).__name__}, not a table of settings")
     return data
 
 
@@ -154,7 +158,7 @@ def _yaml(text: str) -> tuple[dict[str, Any], dict[Location, int]]:
     try:
         import yaml  # type: ignore[import-untyped]  # its stubs aren't installed everywhere
     except ImportError as error:
-        raise _SyntaxProblem("reading YAML needs PyYAML: pip install 'fastapi-mesh[yaml]'") from error
+        raise _FileProblem("reading YAML needs PyYAML: pip install 'fastapi-mesh[yaml]'") from error
     lines: dict[Location, int] = {}
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -162,7 +166,7 @@ def _yaml(text: str) -> tuple[dict[str, Any], dict[Location, int]]:
             _yaml_lines(yaml, node, (), lines)
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise _SyntaxProblem(f"is not valid YAML: {' '.join(str(error).split())}") from error
+        raise _FileProblem(f"is not valid YAML: {' '.join(str(error).split())}") from error
     return _as_table(data), lines
 
 
@@ -172,7 +176,7 @@ def _yaml_lines(yaml: Any, node: Any, place: Location, lines: dict[Location, int
         for key, value in node.value:
             below = (*place, key.value)
             if below in lines:
-                raise _SyntaxProblem(f"has the key {key.value!r} twice in a table (line {key.start_mark.line + 1})")
+                raise _FileProblem(f"has the key {key.value!r} twice in a table (line {key.start_mark.line + 1})")
             lines[below] = key.start_mark.line + 1
             _yaml_lines(yaml, value, below, lines)
     elif isinstance(node, yaml.SequenceNode):

@@ -15,7 +15,7 @@ from fastapi_mesh.config.gateway import GatewayConfig
 from fastapi_mesh.config.later import is_off
 from fastapi_mesh.config.layers import SettingsLayer, merged, origin_in, plain
 from fastapi_mesh.config.mesh import MeshConfig
-from fastapi_mesh.config.problems import explain
+from fastapi_mesh.config.problems import explain, line
 from fastapi_mesh.config.routes import unknown_service
 from fastapi_mesh.exceptions import ConfigurationError
 
@@ -86,12 +86,12 @@ def load_gateway_config(
         logger.warning("%s", note)
     problems = [*([problem] if problem else []), *_reported(unknown, strict=strict)]
     if not discoverable:
-        problems += _unknown_services(merged(layers), known_services)
+        problems += _unknown_services(layers, known_services)
     return _validated(GatewayConfig, layers, source, problems)
 
 
 def _validated(model: type[Model], layers: Sequence[SettingsLayer], source: str | None, problems: list[str]) -> Model:
-    found = [line for layer in layers for line in layer.problems]
+    found = [problem for layer in layers for problem in layer.problems]
     try:
         config = model.model_validate(merged(layers))
     except ValidationError as error:
@@ -105,8 +105,8 @@ def _reported(unknown: list[str], *, strict: bool) -> list[str]:
     """Lines about unknown variables: problems if `strict`, else logged."""
     if strict:
         return unknown
-    for line in unknown:
-        logger.warning("%s", line)
+    for each in unknown:
+        logger.warning("%s", each)
     return []
 
 
@@ -141,10 +141,12 @@ def _file_layer(
     file: File | None, env: Mapping[str, str], part: Callable[[SettingsLayer, bool], SettingsLayer]
 ) -> tuple[SettingsLayer, str | None]:
     """What `file`, else the file that MESH_CONFIG_FILE names, says to one side, and its name."""
-    named = file or env.get(environment.FILE_VARIABLE)
-    if not named:
-        return SettingsLayer(), None
-    return part(read_file(named), bool(file)), str(named)
+    if file:
+        return part(read_file(file), True), str(file)
+    if named := env.get(environment.FILE_VARIABLE):
+        source = f"{named} ({environment.FILE_VARIABLE})"
+        return part(read_file(named, source), False), source
+    return SettingsLayer(), None
 
 
 def _mesh_part(layer: SettingsLayer, explicit: bool) -> SettingsLayer:
@@ -177,15 +179,15 @@ def _spread_urls(data: dict[str, object]) -> None:
                 services[name] = {"instances": value}
 
 
-def _unknown_services(data: Mapping[str, object], known_services: Iterable[str]) -> list[str]:
+def _unknown_services(layers: Sequence[SettingsLayer], known_services: Iterable[str]) -> list[str]:
     """Looks at the raw settings, so that these problems are told together with all others."""
+    data = merged(layers)
     services, routes = data.get("services"), data.get("routes")
-    if not isinstance(routes, list):
-        return []
     known = {*known_services, *(services if isinstance(services, dict) else ())}
-    named = [route.get("service") if isinstance(route, dict) else None for route in routes]
-    return [
-        unknown_service(index, name, known)
-        for index, name in enumerate(named)
-        if isinstance(name, str) and name not in known
-    ]
+    problems = []
+    for index, route in enumerate(routes if isinstance(routes, list) else ()):
+        name = route.get("service") if isinstance(route, dict) else None
+        if isinstance(name, str) and name not in known:
+            place = ("routes", index, "service")
+            problems.append(line(place, unknown_service(name, known), origin_in(layers, place)))
+    return problems

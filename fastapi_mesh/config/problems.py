@@ -97,13 +97,21 @@ def explain(
     `prefix` goes before every path. Values of keys that look like secrets are never shown.
     """
     lines = []
-    for location, text in texts_of(error, model):
-        where = (*prefix, *location)
-        path = path_of(where)
-        source = origin(where) if origin is not None else ""
-        place = f"{path} ({source})" if path and source else path or source
-        lines.append(f"{place}: {text}" if place else text)
+    for below, text in texts_of(error, model):
+        location = (*prefix, *below)
+        lines.append(line(location, text, "" if origin is None else origin(location)))
     return list(dict.fromkeys(lines))
+
+
+def line(location: Location, text: str, source: str = "") -> str:
+    """One problem as a line.
+
+    >>> line(("port",), "'x' is not a port number", "MESH_PORT")
+    "port (MESH_PORT): 'x' is not a port number"
+    """
+    path = path_of(location)
+    place = f"{path} ({source})" if path and source else path or source
+    return f"{place}: {text}" if place else text
 
 
 def texts_of(error: ValidationError, model: type[BaseModel]) -> list[tuple[Location, str]]:
@@ -200,7 +208,7 @@ def _shown(value: object, location: Location) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "nothing"}[value]
     if not isinstance(value, (str, int, float)):
-        return f"a {type(value).__name__}"
+        return f"a value of type {type(value).__name__}"
     return shown(value) if isinstance(value, str) else repr(value)
 
 

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from fastapi_mesh.config.fields import Frozen, Problems, ServiceName, Token, shown
 from fastapi_mesh.config.later import LaterOption, later
-from fastapi_mesh.config.problems import suggestion
+from fastapi_mesh.config.problems import line, suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -107,10 +107,12 @@ def check_routes(routes: Iterable[RouteConfig], known_services: Iterable[str], *
         return []
     known = set(known_services)
     return [
-        unknown_service(index, route.service, known) for index, route in enumerate(routes) if route.service not in known
+        line(("routes", index, "service"), unknown_service(route.service, known))
+        for index, route in enumerate(routes)
+        if route.service not in known
     ]
 
 
-def unknown_service(index: int, service: str, known: Iterable[str]) -> str:
-    """The line for one of them."""
-    return f"routes[{index}].service: {service!r} is not a known service{suggestion(service, sorted(known))}"
+def unknown_service(service: str, known: Iterable[str]) -> str:
+    """What is wrong with the name of a service that is not `known`."""
+    return f"{service!r} is not a known service{suggestion(service, sorted(known))}"
