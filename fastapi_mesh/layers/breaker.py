@@ -69,9 +69,9 @@ class PyBreaker(pybreaker.CircuitBreakerListener):
             throw_new_error_on_trip=False,
         )
 
-    def state_change(self, cb: object, old_state: object, new_state: object) -> None:
-        """Hear of a change from pybreaker."""
-        before, self.state = self.state, self._machine.current_state
+    def state_change(self, cb: object, old_state: object, new_state: pybreaker.CircuitBreakerState) -> None:
+        """Hear of a change from pybreaker, in the middle of it: `current_state` is still the old one here."""
+        before, self.state = self.state, new_state.name
         self._generation += 1
         self._trials = 0
         self._failures = 0
