@@ -25,7 +25,7 @@ from fastapi_mesh.exceptions import (
 from fastapi_mesh.wire.fields import content_length, end_to_end
 
 if TYPE_CHECKING:
-    from fastapi_mesh.core.clock import Clock
+    from fastapi_mesh.core.clock import Clock, Timer
     from fastapi_mesh.core.instance import ASGIApp, Message
     from fastapi_mesh.core.message import ByteStream, Header, Request
 
@@ -52,6 +52,8 @@ class Exchange:
         self._scope = scope
         self._clock = clock
         self._idle_timeout: float | None = context.policy.idle_timeout
+        self._longest = context.policy.max_stream_duration
+        self._lifetime: Timer | None = None
         self._hold = context.hold
         # the request's way in
         self._body = request.body
@@ -195,6 +197,7 @@ class Exchange:
         if not more:
             self._finished = True
             self._over.set()
+            self._end_lifetime()
         self._wake()
         if more:
             await self._wait_vacant()
@@ -225,7 +228,9 @@ class Exchange:
         """Wait for the head, at most `timeout` seconds; with `hold`, also a moment for the rest of a short answer."""
         timer = None
         if timeout is not None:
-            timer = self._clock.call_later(timeout, partial(self._expire, "headers", timeout))
+            timer = self._clock.call_later(
+                timeout, partial(self._expire, "headers", f"sent no response for {timeout:g} s")
+            )
         try:
             while self._head is None:
                 self._raise_error()
@@ -235,6 +240,9 @@ class Exchange:
                 timer.cancel()
         if self._hold:
             await self._wait_complete()
+        if self._longest is not None and not self._finished:
+            text = f"took longer than {self._longest:g} s with its body"
+            self._lifetime = self._clock.call_later(self._longest, partial(self._expire, "read", text))
         status, headers = self._head
         return Response(status, headers, self, self.upgrade)
 
@@ -286,8 +294,8 @@ class Exchange:
                         response_started=True,
                     )
                 if timer is None and self._idle_timeout is not None:
-                    expire = partial(self._expire, "read", self._idle_timeout)
-                    timer = self._clock.call_later(self._idle_timeout, expire)
+                    text = f"sent no part of its body for {self._idle_timeout:g} s"
+                    timer = self._clock.call_later(self._idle_timeout, partial(self._expire, "read", text))
                 await self._wait()
         finally:
             if timer is not None:
@@ -306,6 +314,7 @@ class Exchange:
         told = told or self._listening > 0
         self._over.set()
         self._vacant.set()
+        self._end_lifetime()
         if self.task is None or self._finished or self._bodiless:
             return
         if told:
@@ -328,14 +337,17 @@ class Exchange:
         if self._reader is not None and not self._reader.done():
             self._reader.set_result(None)
 
-    def _expire(self, phase: str, timeout: float) -> None:
-        what = "response" if phase == "headers" else "part of its body"
+    def _expire(self, phase: str, text: str) -> None:
         if self._error is None:
             self._error = UpstreamTimeoutError(
-                f"{self.service} sent no {what} for {timeout:g} s", service=self.service, phase=phase, request_sent=True
+                f"{self.service} {text}", service=self.service, phase=phase, request_sent=True
             )
         self.abandon()
         self._wake()
+
+    def _end_lifetime(self) -> None:
+        if self._lifetime is not None:
+            self._lifetime.cancel()
 
     def _fail(self, kind: type[UpstreamConnectionError], text: str, cause: BaseException | None = None) -> None:
         if self._error is None:

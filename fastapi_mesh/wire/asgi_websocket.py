@@ -192,7 +192,9 @@ class WebSocketExchange(Exchange):
     async def write(self, data: bytes) -> None:
         """Take bytes from the peer, waiting while the application is behind; after the end they go nowhere."""
         if self._gone:
-            raise UpstreamConnectionError("the WebSocket was closed", service=self.service, request_sent=True)
+            raise self._error or UpstreamConnectionError(
+                "the WebSocket was closed", service=self.service, request_sent=True
+            )
         if self._finished:
             return
         self._protocol.receive_data(data)
@@ -262,6 +264,7 @@ class WebSocketExchange(Exchange):
         self._finished = True
         if self._timer is not None:
             self._timer.cancel()
+        self._end_lifetime()
         self._taken.set()
         self._wake()
 

@@ -655,6 +655,26 @@ async def test_the_deadline_does_not_bound_the_body_but_the_idle_timeout_does():
         await supervisor.aclose()
 
 
+async def test_a_stream_lasts_no_longer_than_it_may():
+    async def app(scope, receive, send):
+        await send_all(send, b"first", more=True)
+        await asyncio.Event().wait()
+
+    clock = FakeClock()
+    async with asgi_wire(clock) as wire:
+        response = await wire(request_to(app, max_stream_duration=5.0))
+        assert await response.read() == b"first"
+        supervisor = Supervisor()
+        reading = supervisor.start(response.read(), name="read")
+        await clock.advance(4.9)
+        assert not reading.done()
+        await clock.advance(0.2)
+        with pytest.raises(UpstreamTimeoutError, match="longer than 5 s"):
+            await reading
+        await until(lambda: wire.statistics()["running"] == 0)
+        await supervisor.aclose()
+
+
 async def test_a_held_short_answer_that_dies_raises_before_anybody_saw_it():
     async def app(scope, receive, send):
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"9")]})

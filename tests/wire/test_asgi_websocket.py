@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from dataclasses import replace
 
 import pytest
 from fastapi import FastAPI, WebSocket, WebSocketDisconnect
@@ -14,7 +15,7 @@ from websockets.uri import parse_uri
 
 from fastapi_mesh.core.message import Outcome
 from fastapi_mesh.core.tasks import Supervisor
-from fastapi_mesh.exceptions import ConfigurationError, UpstreamConnectionError
+from fastapi_mesh.exceptions import ConfigurationError, UpstreamConnectionError, UpstreamTimeoutError
 from fastapi_mesh.testing.clock import FakeClock
 from fastapi_mesh.wire.asgi_websocket import CLOSE_TIMEOUT, MAX_MESSAGE
 from tests.wire.asgi_support import asgi_wire, request_to, until
@@ -261,6 +262,21 @@ async def test_a_peer_that_vanishes_is_1006_for_the_application():
         with pytest.raises(UpstreamConnectionError):
             await response.upgrade.write(b"x")
         assert await response.upgrade.read() == b""
+    assert events == [(1006, "")]
+
+
+async def test_a_connection_lasts_no_longer_than_it_may():
+    clock, events = FakeClock(), []
+    async with asgi_wire(clock) as wire:
+        request = handshake(echo_application(events))
+        request.context.policy = replace(request.context.policy, max_stream_duration=60.0)
+        response = await wire(request)
+        await clock.advance(61)
+        with pytest.raises(UpstreamTimeoutError):
+            await response.upgrade.read()
+        with pytest.raises(UpstreamTimeoutError):
+            await response.upgrade.write(b"x")
+        await until(lambda: events)
     assert events == [(1006, "")]
 
 
