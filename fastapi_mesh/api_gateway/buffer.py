@@ -1,0 +1,33 @@
+"""A layer that reads a small request body whole, so that the mesh can send it a second time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fastapi_mesh.api_gateway.client import Client
+from fastapi_mesh.config.policies import REPLAY_LIMIT
+
+if TYPE_CHECKING:
+    from fastapi_mesh.core.message import Request, Response
+    from fastapi_mesh.layers.base import Service
+
+WITHOUT_LIMIT = 60.0
+"""Seconds for a small body to come where the policy has no timeout."""
+
+
+class Buffer:
+    """Reads bodies whose Content-Length is at most 64 KiB, within the call's timeout. Everything else streams.
+
+    A client that says `Expect: 100-continue` waits for the service's word, so its body is not asked for here.
+    """
+
+    __slots__ = ("inner",)
+
+    def __init__(self, inner: Service) -> None:
+        self.inner = inner
+
+    async def __call__(self, request: Request) -> Response:
+        body = request.body
+        if isinstance(body, Client) and 0 <= body.length <= REPLAY_LIMIT and not body.expects_continue:
+            request.body = await body.read_all(request.context.policy.timeout or WITHOUT_LIMIT)
+        return await self.inner(request)

@@ -1,0 +1,156 @@
+"""The data path: from ASGI to the layers and the mesh, and back, byte for byte.
+
+1. which route, and is the request one that can be passed on at all        `table`, `headers`, `target`
+2. what the service is told of the client                                  `forwarded`
+3. the layers, then the mesh                                               `pipeline`
+4. head and body to the client as they come; the last part says so
+5. the client went away: the task is cancelled, the service's answer closed
+6. the service died in the middle: the client's connection is closed without a valid end
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from fastapi_mesh.api_gateway.client import Client
+from fastapi_mesh.api_gateway.headers import NO_BODY, read_request
+from fastapi_mesh.api_gateway.observe import UNMATCHED
+from fastapi_mesh.api_gateway.problems import refuse, reject
+from fastapi_mesh.api_gateway.request_id import accept
+from fastapi_mesh.api_gateway.table import Refusal
+from fastapi_mesh.api_gateway.target import strip, target_of
+from fastapi_mesh.core.context import current_inbound, generate_request_id
+from fastapi_mesh.core.message import Request
+from fastapi_mesh.exceptions import ClientDisconnectedError, InvalidRequestError, MeshError
+
+if TYPE_CHECKING:
+    from fastapi_mesh.api_gateway.client import Watch
+    from fastapi_mesh.api_gateway.forwarded import Forwarding
+    from fastapi_mesh.api_gateway.observe import Meter
+    from fastapi_mesh.api_gateway.routes import Route
+    from fastapi_mesh.api_gateway.target import Place
+    from fastapi_mesh.core.instance import Message, Receive, Send
+    from fastapi_mesh.core.message import Response
+    from fastapi_mesh.layers.base import Service
+    from fastapi_mesh.service_mesh.mesh import ServiceMesh
+
+logger = logging.getLogger("fastapi_mesh.gateway")
+
+
+class TruncatedResponseError(MeshError):
+    """A service died in the middle of its answer, of which the client has a part already.
+
+    It leaves the ASGI application, because that is the only way to make every server (and every middleware in
+    between) close the client's connection without a valid end.
+    """
+
+    reason = "truncated-response"
+
+
+class Forward:
+    """Answers requests whose route is known. Needs a started mesh."""
+
+    __slots__ = ("_chain", "_counts", "_forwarding", "_mesh", "_meter", "_watch")
+
+    def __init__(
+        self, mesh: ServiceMesh, chain: Service, *, forwarding: Forwarding, watch: Watch, meter: Meter | None
+    ) -> None:
+        self._mesh = mesh
+        self._chain = chain
+        self._forwarding = forwarding
+        self._watch = watch
+        self._meter = meter
+        self._counts = {"requests": 0, "refused": 0, "disconnected": 0, "truncated": 0}
+
+    def statistics(self) -> dict[str, int]:
+        """Requests so far, of them refused before any layer, left by their client, and cut short by their service."""
+        return dict(self._counts)
+
+    async def __call__(
+        self, scope: Message, receive: Receive, send: Send, found: Route | Refusal, place: Place
+    ) -> None:
+        self._counts["requests"] += 1
+        client = Client(receive, self._watch)
+        try:
+            response = await self._answer(scope, client, found, place)
+            try:
+                client.answered()
+                await self._deliver(scope, send, response)
+            finally:
+                client.release()
+                await response.aclose()
+        except ClientDisconnectedError:
+            self._counts["disconnected"] += 1
+        except asyncio.CancelledError:
+            if not client.is_what_cancelled():
+                raise
+            self._counts["disconnected"] += 1
+        finally:
+            client.release()
+
+    async def _answer(self, scope: Message, client: Client, found: Route | Refusal, place: Place) -> Response:
+        if isinstance(found, Refusal):
+            return self._refuse(scope, UNMATCHED, found)
+        try:
+            request = self._request(scope, client, found, place)
+        except InvalidRequestError as error:
+            return self._refuse(scope, found.path, error)
+        return await self._chain(request)
+
+    def _request(self, scope: Message, client: Client, route: Route, place: Place) -> Request:
+        """The request as the service will get it. Raises InvalidRequestError."""
+        path, prefix = place.path, place.prefix
+        if route.strip:
+            cut, path = strip(path, route.strip)
+            prefix += cut
+        target = target_of(path, scope["query_string"])
+        head = read_request(scope["headers"], scope["http_version"], place.authority)
+        trusted = self._forwarding.append(head, scope, prefix)
+        context = self._mesh.new_context(route.service, template=route.path, policy=route.policy)
+        if not context.request_id and trusted:
+            context.request_id = accept(head.request_id)
+        body: bytes | Client = b""
+        if head.length == NO_BODY or head.length == 0:
+            client.no_body()
+        else:
+            client.length = head.length
+            client.expects_continue = head.expects_continue
+            body = client
+        return Request(scope["method"].encode(), route.service, target, head.headers, body, context)
+
+    def _refuse(self, scope: Message, path: str, why: Refusal | InvalidRequestError) -> Response:
+        """Answer before any layer: there is no request that they could be given."""
+        started = time.monotonic()
+        self._counts["refused"] += 1
+        inbound = current_inbound.get()
+        trace_id = inbound.request_id if inbound is not None and inbound.request_id else generate_request_id()
+        response = refuse(why, trace_id) if isinstance(why, Refusal) else reject(why, trace_id)
+        if self._meter is not None:
+            self._meter.request(scope["method"].encode(), path, response.status, time.monotonic() - started)
+            self._meter.local(path, why.reason)
+        return response
+
+    async def _deliver(self, scope: Message, send: Send, response: Response) -> None:
+        await send({"type": "http.response.start", "status": response.status, "headers": response.headers})
+        complete = response.at_end
+        if complete or scope["method"] == "HEAD":
+            await send({"type": "http.response.body", "body": b""})
+            return
+        while True:
+            try:
+                data = await response.read()
+            except MeshError as error:
+                raise self._truncated(error) from None
+            if response.at_end or not data:
+                await send({"type": "http.response.body", "body": data})
+                return
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+
+    def _truncated(self, error: MeshError) -> TruncatedResponseError:
+        self._counts["truncated"] += 1
+        text = f"{error.service or 'a service'} broke off in the middle of its answer: {error}"
+        logger.warning("%s", text)
+        return TruncatedResponseError(text, service=error.service)

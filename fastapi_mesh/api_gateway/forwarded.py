@@ -1,0 +1,96 @@
+"""What an upstream is told about the client: X-Forwarded-*, Forwarded (RFC 7239) and Via.
+
+Only the transport peer's address is a fact. What it says about others is believed if the peer is a trusted proxy: then
+we add ourselves to its lists (`X-Forwarded-For`, `Forwarded`) and keep what it says of the original request
+(`X-Forwarded-Proto`, `-Host`; `-Prefix` grows by ours). Anybody else's forwarding headers are replaced.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv6Address, ip_address, ip_network
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from fastapi_mesh.api_gateway.headers import Head
+    from fastapi_mesh.core.instance import Message as Scope
+    from fastapi_mesh.core.message import Header
+
+_MAX_PEERS = 4096
+"""Addresses remembered at most; then the memory starts anew."""
+
+
+class _Peer:
+    """What there is to say about a transport peer: worked out once per address."""
+
+    __slots__ = ("address", "for_header", "node", "trusted")
+
+    def __init__(self, text: str | None, networks: tuple[object, ...]) -> None:
+        self.trusted = False
+        self.node = b"for=unknown"
+        self.address = b""
+        try:
+            address = ip_address(text or "")
+        except ValueError:
+            pass  # a Unix socket, or a test client: nobody's address, so nothing to forward or to trust
+        else:
+            if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+                address = address.ipv4_mapped
+            self.address = str(address).encode()
+            self.node = b'for="[%b]"' % self.address if address.version == 6 else b"for=" + self.address
+            self.trusted = any(address in network for network in networks)  # type: ignore[operator]
+        self.for_header = (b"x-forwarded-for", self.address)
+
+
+class Forwarding:
+    """Appends the forwarding headers. `trusted_proxies` are addresses or CIDR networks; none is trusted by default."""
+
+    __slots__ = ("_networks", "_peers", "_via", "via")
+
+    def __init__(self, trusted_proxies: Iterable[str] = (), via: str = "fastapi-mesh") -> None:
+        self._networks = tuple(ip_network(each) for each in trusted_proxies)
+        self._peers: dict[str | None, _Peer] = {}
+        self._via = {version: (b"via", f"{version} {via}".encode()) for version in ("1.0", "1.1", "2", "2.0", "3")}
+        self.via = self._via["1.1"]
+
+    def append(self, head: Head, scope: Scope, prefix: bytes) -> bool:
+        """Add our headers to `head`; `prefix` is what was taken off the path. Says whether the peer is trusted."""
+        client = scope.get("client")
+        name = client[0] if client else None
+        peer = self._peers.get(name) or self._new_peer(name)
+        headers, host, received = head.headers, head.host, head.forwarding
+        proto = b"https" if scope.get("scheme") == "https" else b"http"
+        said: dict[bytes, bytes] = {}
+        if received is not None and peer.trusted:
+            for name, value in received:
+                said[name] = said[name] + b", " + value if name in said else value
+        element = peer.node + b';host="' + host + b'";proto=' + proto
+        if said:
+            _append_said(headers, said, peer, element)
+            prefix = said.get(b"x-forwarded-prefix", b"").rstrip(b"/") + prefix
+            headers.append((b"x-forwarded-proto", said.get(b"x-forwarded-proto", proto)))
+            headers.append((b"x-forwarded-host", said.get(b"x-forwarded-host", host)))
+        else:
+            if peer.address:
+                headers.append(peer.for_header)
+            headers.append((b"x-forwarded-proto", proto))
+            headers.append((b"x-forwarded-host", host))
+            headers.append((b"forwarded", element))
+        if prefix:
+            headers.append((b"x-forwarded-prefix", prefix))
+        headers.append(self._via.get(scope["http_version"], self.via))
+        return peer.trusted
+
+    def _new_peer(self, name: str | None) -> _Peer:
+        if len(self._peers) >= _MAX_PEERS:
+            self._peers.clear()
+        peer = self._peers[name] = _Peer(name, self._networks)
+        return peer
+
+
+def _append_said(headers: list[Header], said: dict[bytes, bytes], peer: _Peer, element: bytes) -> None:
+    chain = said.get(b"x-forwarded-for")
+    headers.append((b"x-forwarded-for", chain + b", " + peer.address) if chain else peer.for_header)
+    earlier = said.get(b"forwarded")
+    headers.append((b"forwarded", earlier + b", " + element if earlier else element))

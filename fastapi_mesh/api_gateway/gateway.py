@@ -1,0 +1,222 @@
+"""APIGateway: the routes, services and settings of a gateway, an ASGI application by itself and a router for yours.
+
+It holds the configuration and the doors; what is open lives in `life`, what happens to a request is in `forward`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+from fastapi_mesh.api_gateway import server, standalone
+from fastapi_mesh.api_gateway.life import Life, mesh_of
+from fastapi_mesh.api_gateway.router import GatewayRouter
+from fastapi_mesh.api_gateway.routes import Route, new_table
+from fastapi_mesh.api_gateway.table import Refusal
+from fastapi_mesh.api_gateway.target import Place, locate
+from fastapi_mesh.config.compat import routes_from_description, services_from_description
+from fastapi_mesh.config.load import load_gateway_config
+from fastapi_mesh.exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+
+    import uvicorn
+
+    from fastapi_mesh.config.gateway import GatewayConfig, RouteConfig
+    from fastapi_mesh.core.instance import ASGIApp, Message, Receive, Send
+    from fastapi_mesh.service_mesh.mesh import ServiceMesh
+
+
+class Found(NamedTuple):
+    """A request that is the gateway's: its route, or why it gets none, and where it points."""
+
+    route: Route | Refusal
+    place: Place
+
+    @property
+    def is_other_method(self) -> bool:
+        return isinstance(self.route, Refusal) and self.route.status == 405
+
+
+class APIGateway:
+    """A gateway: an ASGI application of its own, `gateway.router` for yours, `await gateway.start()` for a process.
+
+        gateway = APIGateway(services={"user-service": "http://127.0.0.1:8001"})
+        gateway.configure_routes([{"path": "/api/v1/users/*", "service": "user-service", "methods": ["GET"]}])
+        app.include_router(gateway.router)
+
+    What is not given comes from MESH_GATEWAY__* and GATEWAY_* variables, then from `config_file`, then from the
+    defaults: `host` "0.0.0.0", `port` 8080, `request_timeout` 30 s for a whole request and `upstream_timeout` 25 s for
+    an attempt (both up to the response head), `max_retries` 3 extra attempts, waits of up to 0.1 s growing by
+    `retry_backoff` 2.0 with full jitter, no `trusted_proxies`. `prefix` is a path before all routes, not sent on.
+    `config` is a whole GatewayConfig instead.
+
+    The services are called through `service_mesh`, else through the application's own mesh, else through a private
+    one. Raises ConfigurationError with all problems at once; routes and services are checked against each other when
+    the gateway opens, so that they can be configured in any order.
+    """
+
+    def __init__(
+        self,
+        host: str | None = None,
+        port: int | None = None,
+        services: Mapping[str, str | Sequence[str] | ASGIApp] | None = None,
+        *,
+        service_mesh: ServiceMesh | None = None,
+        config: GatewayConfig | None = None,
+        config_file: str | None = None,
+        prefix: str | None = None,
+        request_timeout: float | None = None,
+        upstream_timeout: float | None = None,
+        max_retries: int | None = None,
+        retry_backoff: float | None = None,
+        trusted_proxies: Iterable[str] | None = None,
+        via: str | None = None,
+        enable_metrics: bool | None = None,
+        **later: object,
+    ) -> None:
+        given = dict(services or {})
+        self._apps = {name: target for name, target in given.items() if callable(target)}
+        self._file = config_file
+        self._env: Mapping[str, str] | None = None
+        self._code: dict[str, object] = {
+            "host": host,
+            "port": port,
+            "services": {name: target for name, target in given.items() if not callable(target)} or None,
+            "prefix": prefix,
+            "request_timeout": request_timeout,
+            "upstream_timeout": upstream_timeout,
+            "max_retries": max_retries,
+            "retry_backoff": retry_backoff,
+            "trusted_proxies": None if trusted_proxies is None else list(trusted_proxies),
+            "via": via,
+            "enable_metrics": enable_metrics,
+            **later,
+        }
+        if config is not None:
+            if doubled := [name for name, value in self._code.items() if value is not None]:
+                raise ConfigurationError(
+                    f"config= is the whole configuration; it can't be joined with {', '.join(doubled)}"
+                )
+            self._env = {}
+            self._code = {name: getattr(config, name) for name in config.model_fields_set}
+        self.config = self._load(self._code)
+        self._table = new_table(self.config.routes)
+        self._prefix = self.config.prefix.encode()
+        self._given_mesh = service_mesh
+        self._life: Life | None = None
+        self._lock: asyncio.Lock | None = None
+        self._server: uvicorn.Server | None = None
+        self.router = GatewayRouter(self)
+
+    def __repr__(self) -> str:
+        return f"<APIGateway, {len(self._table)} routes, {'closed' if self._life is None else 'open'}>"
+
+    @property
+    def life(self) -> Life | None:
+        """What an open gateway has: its mesh, its data path and their counters. None while it is closed."""
+        return self._life
+
+    def statistics(self) -> dict[str, int]:
+        """Counters since the gateway opened; see `Forward.statistics`."""
+        return {} if self._life is None else self._life.forward.statistics()
+
+    # Configuration
+
+    def configure_routes(self, routes: Iterable[Mapping[str, object] | RouteConfig]) -> None:
+        """Replace all routes: dicts with `path`, `service`, `methods`, or RouteConfig.
+
+        On an open gateway they are swapped in one step, after they were found valid; requests under way keep theirs.
+        """
+        code = {**self._code, "routes": routes_from_description(list(routes))}
+        config = self._load(code)
+        table = new_table(config.routes)
+        if self._life is not None:
+            self._life.take(config, table.routes)
+        self._code, self.config, self._table = code, config, table
+
+    def configure_services(self, services: Mapping[str, object]) -> None:
+        """Add or replace services: `{"user-service": {"instances": [...], "load_balancing": "least_connections"}}`."""
+        code = {**self._code, "services": {**self.config.services, **services_from_description(services)}}
+        config = self._load(code)
+        if self._life is not None:
+            self._life.take(config, self._table.routes)
+        self._code, self.config = code, config
+
+    def _load(self, code: Mapping[str, object]) -> GatewayConfig:
+        return load_gateway_config(code, file=self._file, env=self._env)
+
+    # Requests
+
+    def find(self, scope: Message) -> Found | None:
+        """What an HTTP request means to this gateway; None when it is not one of its paths."""
+        place = locate(scope, self._prefix)
+        if place is None:
+            return None
+        route = self._table.find(place.path, scope["method"])
+        return None if route is None else Found(route, place)
+
+    async def answer(self, scope: Message, receive: Receive, send: Send, found: Found) -> None:
+        """Answer what `find` found."""
+        life = self._life or await self.open_in(scope)
+        await life.forward(scope, receive, send, found.route, found.place)
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """The gateway as an ASGI application: `/health`, `/metrics`, then the routes, else 404."""
+        await standalone.serve(self, scope, receive, send)
+
+    # Life
+
+    async def open_in(self, scope: Message) -> Life:
+        """Open, unless it is, for the application whose scope this is, adopting its mesh."""
+        return await self._open(mesh_of(scope))
+
+    @asynccontextmanager
+    async def lifespan(self, app: object) -> AsyncIterator[None]:
+        """Open while the application runs; `include_router` makes this part of its lifespan."""
+        async with self.opened({"app": app}):
+            yield
+
+    @asynccontextmanager
+    async def opened(self, scope: Message) -> AsyncIterator[None]:
+        """Open inside the block. Of several doors the first one to open closes it."""
+        was_open = self._life is not None
+        await self.open_in(scope)
+        try:
+            yield
+        finally:
+            if not was_open:
+                await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close, and stop the mesh if opening started it. Safe to call twice."""
+        life, self._life, self._lock = self._life, None, None
+        if life is not None:
+            await life.aclose()
+
+    async def _open(self, found_mesh: ServiceMesh | None) -> Life:
+        if self._lock is None:
+            self._lock = asyncio.Lock()
+        async with self._lock:
+            if self._life is None:
+                life = Life(self.config, self._table.routes, self._apps, self._given_mesh or found_mesh)
+                await life.start()
+                self._life = life
+            return self._life
+
+    async def start(self) -> None:
+        """Serve on `host` and `port` until SIGTERM or SIGINT, or until `stop`. Needs the `server` extra."""
+        if self._server is not None:
+            raise RuntimeError("this gateway is running already")
+        self._server = server.new_server(self, self.config.host, self.config.port)
+        try:
+            await server.serve(self._server)
+        finally:
+            self._server = None
+
+    async def stop(self) -> None:
+        """Let `start` finish the requests under way and return."""
+        if self._server is not None:
+            self._server.should_exit = True

@@ -1,0 +1,204 @@
+"""The header rules of a forwarded message: one pass over what came in, one over what goes back (RFC 9110, RFC 9112).
+
+A request whose framing, host or header names could be read in two ways is refused, whatever the server in front made of
+it: request smuggling needs two readers that disagree. Hop-by-hop fields, and those that `Connection` lists, end here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fastapi_mesh.exceptions import InvalidRequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from fastapi_mesh.core.message import Header
+
+NO_BODY = -2
+CHUNKED = -1
+
+_TOKEN = b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_VALUE = b"\t" + bytes(range(0x20, 0x7F)) + bytes(range(0x80, 0x100))
+_HOST_BYTES = b"!$%&'()*+-.:;=[]_~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+"""What a host and port may consist of (RFC 3986 section 3.2.2); no comma, no userinfo, no space."""
+
+HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"http2-settings",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+"""RFC 9110 section 7.6.1. `TE` and `Trailer` go because trailers are not passed on."""
+
+FORWARDING = frozenset(
+    {b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-prefix", b"x-forwarded-proto"}
+)
+_OURS = FORWARDING | {b"x-request-id", b"x-mesh-timeout-ms"}
+_END_TO_END = _OURS | {b"host", b"content-length", b"via"}
+"""What `Connection` can't remove: a client must not make us drop what a proxy in front of us said."""
+_MANAGED = HOP_BY_HOP | _END_TO_END | {b"expect"}
+_HARMLESS_OPTIONS = frozenset({b"", b"close", b"keep-alive", b"Keep-Alive"})
+
+_DROP, _HOST, _LENGTH, _CODING, _CONNECTION, _EXPECT, _REQUEST_ID, _FORWARDED = range(8)
+_KINDS = dict.fromkeys(HOP_BY_HOP, _DROP) | dict.fromkeys(FORWARDING, _FORWARDED)
+_KINDS |= {
+    b"connection": _CONNECTION,
+    b"content-length": _LENGTH,
+    b"expect": _EXPECT,
+    b"host": _HOST,
+    b"transfer-encoding": _CODING,
+    b"x-mesh-timeout-ms": _DROP,
+    b"x-request-id": _REQUEST_ID,
+}
+
+
+class Head:
+    """What one pass over a request's headers gives.
+
+    `headers` is what goes on, in order; `length` the Content-Length, CHUNKED or NO_BODY; `forwarding` what came in of
+    `Forwarded` and `X-Forwarded-*`, which only a trusted proxy may say.
+    """
+
+    __slots__ = ("expects_continue", "forwarding", "headers", "host", "length", "request_id")
+
+    def __init__(self, headers: list[Header], host: bytes, length: int) -> None:
+        self.headers = headers
+        self.host = host
+        self.length = length
+        self.expects_continue = False
+        self.request_id: bytes | None = None
+        self.forwarding: list[Header] | None = None
+
+
+def read_request(headers: Iterable[Header], http_version: str, authority: bytes | None = None) -> Head:
+    """Check and sort a request's headers. `authority` comes from an absolute-form target and replaces `Host`.
+
+    Raises InvalidRequestError (400) for whatever can't be passed on in one unambiguous form.
+    """
+    received = headers if isinstance(headers, list) else list(headers)
+    names = b"\n".join([name for name, _ in received])
+    if names.lower() != names:  # against the ASGI specification, yet some do
+        received = [(name.lower(), value) for name, value in received]
+        names = names.lower()
+    _check_names(names, len(received))
+    if b"".join([value for _, value in received]).translate(None, _VALUE):
+        raise InvalidRequestError("a header's value has a control byte in it")
+    kept: list[Header] = []
+    head = Head(kept, b"", NO_BODY)
+    host: bytes | None = None
+    listed: list[bytes] | None = None
+    for header in received:
+        kind = _KINDS.get(header[0])
+        if kind is None:
+            kept.append(header)
+        elif kind == _HOST:
+            if host is not None:
+                raise InvalidRequestError("more than one Host header")
+            host = header[1] if authority is None else authority
+            kept.append((b"host", host))
+        elif kind == _LENGTH:
+            if head.length != NO_BODY:
+                raise InvalidRequestError("more than one statement of the body's length")
+            head.length = _content_length(header[1])
+            kept.append(header)
+        elif kind == _CODING:
+            if head.length != NO_BODY:
+                raise InvalidRequestError("more than one statement of the body's length")
+            if header[1].lower() != b"chunked" or http_version == "1.0":
+                raise InvalidRequestError("a Transfer-Encoding other than chunked")
+            head.length = CHUNKED
+        elif kind == _CONNECTION:
+            if header[1] not in _HARMLESS_OPTIONS:
+                listed = [*(listed or ()), *_options(header[1])]
+        elif kind == _EXPECT:
+            head.expects_continue = header[1].lower() == b"100-continue"
+            kept.append(header)
+        elif kind == _REQUEST_ID:
+            head.request_id = header[1]
+        elif kind == _FORWARDED:
+            head.forwarding = [*(head.forwarding or ()), header]
+    if host is None:
+        raise InvalidRequestError("no Host header")
+    _check_host(host)
+    head.host = host
+    if listed is not None:
+        head.headers = [header for header in kept if header[0] not in listed]
+    return head
+
+
+def read_response(status: int, headers: Sequence[Header], dropped: frozenset[bytes]) -> list[Header]:
+    """The headers of a response that go on: in order, duplicates kept, without `dropped` (HOP_BY_HOP and more).
+
+    204 and 304 have no content, so a Content-Length there would only make servers wait for bytes (RFC 9110 section
+    8.6 lets it be left out).
+    """
+    kept: list[Header] = []
+    listed: list[bytes] | None = None
+    bodiless = status == 304 or status == 204
+    for name, value in headers:
+        lowered = name.lower()
+        if lowered in dropped:
+            if lowered == b"connection" and value not in _HARMLESS_OPTIONS:
+                listed = [*(listed or ()), *_options(value)]
+        elif not (bodiless and lowered == b"content-length"):
+            kept.append((lowered, value))
+    if listed is not None:
+        kept = [header for header in kept if header[0] not in listed]
+    return kept
+
+
+def is_sendable(headers: Sequence[Header]) -> bool:
+    """Whether all names are tokens and no value has a control byte, so that a server in front takes them."""
+    names = [name for name, _ in headers]
+    if b"" in names or b"".join(names).translate(None, _TOKEN):
+        return False
+    return not b"".join([value for _, value in headers]).translate(None, _VALUE)
+
+
+def _check_names(names: bytes, count: int) -> None:
+    """`names` are `count` names joined by newlines, which no name may contain."""
+    separators = names.translate(None, _TOKEN)
+    if separators != b"\n" * (count - 1) or b"\n\n" in b"\n" + names + b"\n":
+        raise InvalidRequestError("a header's name is not a token")
+    if b"_" in names:
+        for name in names.split(b"\n"):
+            if b"_" in name and name.replace(b"_", b"-") in _MANAGED:
+                # CGI, WSGI and their kin can't tell `Transfer_Encoding` from `Transfer-Encoding`.
+                raise InvalidRequestError(f"{name.decode()} looks like a header that must be unmistakable")
+
+
+def _options(value: bytes) -> list[bytes]:
+    """The field names that a Connection header lists for removal."""
+    names = [option.strip().lower() for option in value.split(b",")]
+    return [name for name in names if name not in _END_TO_END]
+
+
+def _content_length(value: bytes) -> int:
+    """1*DIGIT (RFC 9110 section 8.6), at most 18 of them: no sign, no list, no space."""
+    if not value.isdigit() or len(value) > 18:
+        raise InvalidRequestError("a Content-Length that is no number")
+    return int(value)
+
+
+def _check_host(host: bytes) -> None:
+    """Host = uri-host [":" port] (RFC 9110 section 7.2); empty, lists and userinfo are refused."""
+    if not host or host.translate(None, _HOST_BYTES):
+        raise InvalidRequestError("a Host header that is no host")
+    if b":" in host or b"[" in host or b"]" in host:
+        name, bracket, port = host.rpartition(b"]") if host[:1] == b"[" else host.partition(b":")
+        if bracket == b"]":
+            valid = name.count(b"[") == 1 and b"]" not in name and (port == b"" or port[:1] == b":")
+            port = port[1:]
+        else:
+            valid = bool(name) and b"[" not in host and b"]" not in host
+        if not valid or (port and not port.isdigit()):
+            raise InvalidRequestError("a Host header that is no host and port")

@@ -1,0 +1,36 @@
+"""A layer around the mesh: what the service answered becomes what may be said to the client (RFC 9110 section 7.6)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fastapi_mesh.api_gateway.headers import is_sendable, read_response
+from fastapi_mesh.exceptions import UpstreamProtocolError
+
+if TYPE_CHECKING:
+    from fastapi_mesh.core.message import Header, Request, Response
+    from fastapi_mesh.layers.base import Service
+
+
+class Hop:
+    """Removes hop-by-hop fields and `dropped`, adds `Via`; an answer that no server could pass on is a 502."""
+
+    __slots__ = ("_dropped", "_via", "inner")
+
+    def __init__(self, inner: Service, *, dropped: frozenset[bytes], via: Header) -> None:
+        self.inner = inner
+        self._dropped = dropped
+        self._via = via
+
+    async def __call__(self, request: Request) -> Response:
+        response = await self.inner(request)
+        status = response.status
+        headers = read_response(status, response.headers, self._dropped)
+        if not 200 <= status <= 599 or not is_sendable(headers):
+            await response.aclose()
+            raise UpstreamProtocolError(
+                f"{request.service} answered what can't be passed on (status {status})", service=request.service
+            )
+        headers.append(self._via)
+        response.headers = headers
+        return response

@@ -1,0 +1,133 @@
+"""What an open gateway has: the mesh it calls through, and the data path over it, from start to close."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from fastapi_mesh.api_gateway.client import Watch
+from fastapi_mesh.api_gateway.forward import Forward
+from fastapi_mesh.api_gateway.forwarded import Forwarding
+from fastapi_mesh.api_gateway.headers import HOP_BY_HOP
+from fastapi_mesh.api_gateway.pipeline import Parts, compile_chain
+from fastapi_mesh.api_gateway.reserved import reserved_paths
+from fastapi_mesh.config.gateway import check_routes
+from fastapi_mesh.config.overlay import overlay
+from fastapi_mesh.config.policies import CallPolicy
+from fastapi_mesh.exceptions import ConfigurationError
+from fastapi_mesh.service_mesh.mesh import ServiceMesh
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from fastapi_mesh.api_gateway.routes import Route
+    from fastapi_mesh.config.gateway import GatewayConfig
+    from fastapi_mesh.core.instance import ASGIApp, Message
+
+_DROPPED = HOP_BY_HOP | {b"date", b"server"}
+"""Response headers that end here. Every ASGI server writes Date and Server itself: passed on, there would be two."""
+
+_ASKS_FOR_DISCOVERY = ("MESH_DISCOVERY__BACKEND", "DISCOVERY_BACKEND", "MESH_CONFIG_FILE")
+_MACHINES = ("circuit_breaker", "bulkhead", "outlier")
+PRIVATE_NAME = "api-gateway"
+"""The name of the mesh that a gateway makes for itself; it is what services see as their caller."""
+
+
+class Life:
+    """Made with everything checked; `start` opens the mesh unless somebody has, `aclose` undoes that."""
+
+    def __init__(
+        self,
+        config: GatewayConfig,
+        routes: Sequence[Route],
+        apps: Mapping[str, ASGIApp],
+        mesh: ServiceMesh | None,
+    ) -> None:
+        self.mesh = mesh or _private_mesh()
+        self._apps = apps
+        self._config = config
+        self._routes = routes
+        self._owns_mesh = False
+        self.take(config, routes)
+        for name, app in apps.items():
+            self.mesh.add_service(name, app)
+        metrics = self.mesh.metrics if config.enable_metrics else None
+        meter = None if metrics is None else metrics.gateway
+        forwarding = Forwarding(config.trusted_proxies, config.via)
+        self._watch = Watch(self.mesh.supervisor)
+        self.forward = Forward(
+            self.mesh,
+            compile_chain(self.mesh.stack, Parts(meter, _DROPPED, forwarding.via)),
+            forwarding=forwarding,
+            watch=self._watch,
+            meter=meter,
+        )
+        self.reserved = reserved_paths(self.mesh, metrics=metrics is not None)
+        self.mesh.policies.on_change(self._policy_changed)
+
+    async def start(self) -> None:
+        """Open the mesh, unless another door has: the first one owns it."""
+        self._owns_mesh = await self.mesh.life.open()
+
+    async def aclose(self) -> None:
+        self._watch.close()
+        if self._owns_mesh:
+            await self.mesh.life.close()
+
+    def take(self, config: GatewayConfig, routes: Sequence[Route]) -> None:
+        """Make `config` and `routes` what counts from now on. Raises ConfigurationError before anything has changed."""
+        self._check(config)
+        for name, service in config.services.items():
+            if service.instances and name not in self.mesh.config.services:  # the mesh's own word wins
+                self.mesh.add_service(name, service.instances)
+            own = service.policy()
+            changed = {section: getattr(own, section) for section in _MACHINES if section in own.model_fields_set}
+            if "load_balancing" in own.model_fields_set:
+                changed["load_balancing"] = own.load_balancing
+            if changed:
+                self.mesh.policies.change(name, **changed)
+        self._config, self._routes = config, routes
+        for route in routes:
+            self._set_policy(route)
+
+    def _check(self, config: GatewayConfig) -> None:
+        """Every route leads to a service that has, or may come to have, an instance."""
+        mesh = self.mesh.config
+        discoverable = mesh.enable_service_discovery and mesh.discovery.backend != "static"
+        known = {*config.services, *mesh.services, *self._apps}
+        problems = check_routes(config.routes, known, discoverable=discoverable)
+        if not discoverable:
+            problems += [
+                f"services.{name}.instances: is empty, and there is no discovery that could find any"
+                for name, service in config.services.items()
+                if not service.instances and name not in mesh.services and name not in self._apps
+            ]
+        if problems:
+            raise ConfigurationError(problems=problems, source="gateway")
+
+    def _set_policy(self, route: Route) -> None:
+        """The mesh's policy for the service, under the gateway's own timeouts and retries (B3 to B5)."""
+        own = self._config.policy_of(route.service)
+        route.policy = CallPolicy.compile(overlay(self.mesh.policy_of(route.service), own))
+
+    def _policy_changed(self, service: str, before: object, after: object) -> None:
+        for route in self._routes:
+            if route.service == service:
+                self._set_policy(route)
+
+
+def mesh_of(scope: Message) -> ServiceMesh | None:
+    """The mesh of the application whose scope this is."""
+    state = getattr(scope.get("app"), "state", None)
+    for mesh in (scope.get("state", {}).get("mesh"), getattr(state, "mesh", None)):
+        if isinstance(mesh, ServiceMesh):
+            return mesh
+    return None
+
+
+def _private_mesh() -> ServiceMesh:
+    """A mesh for this gateway alone: it knows the services it is told of, and discovers others only if asked to."""
+    asked = any(os.environ.get(name) for name in _ASKS_FOR_DISCOVERY)
+    if asked:
+        return ServiceMesh(PRIVATE_NAME)
+    return ServiceMesh(PRIVATE_NAME, discovery_backend="static", enable_service_discovery=False)

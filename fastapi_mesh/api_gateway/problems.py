@@ -1,0 +1,87 @@
+"""A layer that turns errors into answers: RFC 9457 problem details, and nothing of what happened behind the gateway."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from fastapi_mesh.core.message import Response
+from fastapi_mesh.core.problem import document, problem
+from fastapi_mesh.exceptions import ClientDisconnectedError, InvalidRequestError, MeshError
+
+if TYPE_CHECKING:
+    from fastapi_mesh.api_gateway.table import Refusal
+    from fastapi_mesh.core.message import Header, Request
+    from fastapi_mesh.layers.base import Service
+
+logger = logging.getLogger("fastapi_mesh.gateway")
+
+NO_ROUTE = "no-route"
+INTERNAL = "internal"
+REQUEST_ID = b"x-request-id"
+_CLOSE: Header = (b"connection", b"close")
+
+
+class Problems:
+    """Answers for what the layers inside raise. A client that went away gets no answer, so that error passes."""
+
+    __slots__ = ("inner",)
+
+    def __init__(self, inner: Service) -> None:
+        self.inner = inner
+
+    async def __call__(self, request: Request) -> Response:
+        try:
+            return await self.inner(request)
+        except ClientDisconnectedError:
+            raise
+        except MeshError as error:
+            if error.status >= 500:
+                logger.warning(
+                    "%s %s: %s (%s)",
+                    request.service,
+                    request.context.template,
+                    str(error) or type(error).__name__,
+                    error.reason,
+                )
+            return answer_to(error, request.context.request_id)
+        except Exception:  # the last door: whatever it is, the client gets an answer and the log the reason
+            logger.exception("%s %s failed inside the gateway", request.service, request.context.template)
+            return internal(request.service, request.context.request_id)
+
+
+def answer_to(error: MeshError, trace_id: str) -> Response:
+    """The answer for an error of a call; its own text may name addresses and is not shown."""
+    status, headers, body = problem(error, trace_id)
+    return _response(status, headers, body, trace_id)
+
+
+def refuse(refusal: Refusal, trace_id: str) -> Response:
+    """The answer for a path of ours that leads nowhere."""
+    status, headers, body = document(refusal.status, refusal.reason, refusal.detail, trace_id=trace_id)
+    if refusal.allow:
+        headers.append((b"allow", ", ".join(refusal.allow).encode()))
+    return _response(status, headers, body, trace_id)
+
+
+def reject(error: InvalidRequestError, trace_id: str) -> Response:
+    """The answer for a request that we found fault with, whose text is ours and says what."""
+    status, headers, body = document(error.status, error.reason, str(error), trace_id=trace_id)
+    return _response(status, headers, body, trace_id)
+
+
+def internal(service: str | None, trace_id: str) -> Response:
+    """The answer when the fault is in the gateway."""
+    status, headers, body = document(
+        500, INTERNAL, "an error inside the gateway; its log says more", service=service, trace_id=trace_id
+    )
+    return _response(status, headers, body, trace_id)
+
+
+def _response(status: int, headers: list[Header], body: bytes, trace_id: str) -> Response:
+    if trace_id:
+        headers.append((REQUEST_ID, trace_id.encode()))
+    if status in (400, 408):
+        # What follows on this connection may be part of what could not be understood.
+        headers.append(_CLOSE)
+    return Response.of(status, headers, body)

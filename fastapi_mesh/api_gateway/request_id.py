@@ -1,0 +1,41 @@
+"""A layer that gives each request an id, for the service and for the client: `X-Request-ID`."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from fastapi_mesh.core.context import generate_request_id
+
+if TYPE_CHECKING:
+    from fastapi_mesh.core.message import Request, Response
+    from fastapi_mesh.layers.base import Service
+
+REQUEST_ID = b"x-request-id"
+_VALID = re.compile(rb"[A-Za-z0-9._~:/+=@-]{1,128}")
+
+
+def accept(value: bytes | None) -> str:
+    """An id that a trusted proxy sent, "" if there is none or it doesn't look like one."""
+    return "" if value is None or _VALID.fullmatch(value) is None else value.decode("ascii")
+
+
+class RequestId:
+    """Keeps the id that is in the context already (a trusted proxy's, or the node's around us), else makes one."""
+
+    __slots__ = ("inner",)
+
+    def __init__(self, inner: Service) -> None:
+        self.inner = inner
+
+    async def __call__(self, request: Request) -> Response:
+        context = request.context
+        if not context.request_id:
+            context.request_id = generate_request_id()
+        header = (REQUEST_ID, context.request_id.encode())
+        request.headers.append(header)
+        response = await self.inner(request)
+        if response.header(REQUEST_ID) is not None:
+            response.headers = [each for each in response.headers if each[0].lower() != REQUEST_ID]
+        response.headers.append(header)
+        return response

@@ -1,0 +1,35 @@
+"""A gateway's routes as the data path wants them: everything that can be worked out beforehand, worked out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fastapi_mesh.api_gateway.table import RouteTable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from fastapi_mesh.config.gateway import RouteConfig
+    from fastapi_mesh.config.policies import CallPolicy
+
+
+class Route:
+    """One route. `strip` is how many leading segments are not sent on; `policy` None until the mesh is known."""
+
+    __slots__ = ("config", "path", "policy", "service", "strip")
+
+    def __init__(self, config: RouteConfig) -> None:
+        self.config = config
+        self.path = config.path
+        self.service = config.service
+        self.strip = config.path.count("/") - 1 if config.strip_prefix and config.path.endswith("/*") else 0
+        self.policy: CallPolicy | None = None
+
+    def __repr__(self) -> str:
+        methods = ", ".join(self.config.methods) if self.config.methods else "any method"
+        return f"<Route {self.path} ({methods}) to {self.service}>"
+
+
+def new_table(routes: Iterable[RouteConfig]) -> RouteTable[Route]:
+    """The table for `routes`. Raises ConfigurationError when two can't be told apart."""
+    return RouteTable((config.path, config.methods, Route(config)) for config in routes)

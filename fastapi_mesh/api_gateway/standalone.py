@@ -1,0 +1,70 @@
+"""A gateway as an ASGI application of its own: lifespan, health and metrics, and an answer for every other path."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+from fastapi_mesh.api_gateway import reserved
+from fastapi_mesh.api_gateway.problems import NO_ROUTE
+from fastapi_mesh.api_gateway.table import Refusal
+from fastapi_mesh.api_gateway.target import Place
+from fastapi_mesh.exceptions import MeshError
+from fastapi_mesh.service_mesh.doors import explain_start
+
+if TYPE_CHECKING:
+    from fastapi_mesh.api_gateway.gateway import APIGateway
+    from fastapi_mesh.core.instance import Message, Receive, Send
+
+logger = logging.getLogger("fastapi_mesh.gateway")
+
+_NOT_FOUND = Refusal(404, NO_ROUTE, "No route of this gateway has this path.")
+_NO_PATH = Refusal(400, "invalid-request", "The request target is neither a path nor a URL.")
+
+
+async def serve(gateway: APIGateway, scope: Message, receive: Receive, send: Send) -> None:
+    """Answer one ASGI scope."""
+    if scope["type"] == "http":
+        await _serve_http(gateway, scope, receive, send)
+    elif scope["type"] == "lifespan":
+        await _serve_lifespan(gateway, scope, receive, send)
+    else:  # a WebSocket: refused in its handshake
+        await receive()
+        await send({"type": "websocket.close", "code": 1000})
+
+
+async def _serve_http(gateway: APIGateway, scope: Message, receive: Receive, send: Send) -> None:
+    life = gateway.life or await gateway.open_in(scope)
+    own = life.reserved.get(scope["path"].removeprefix(scope.get("root_path") or ""))
+    if own is not None:
+        await reserved.serve(own, life.mesh, scope, send)
+        return
+    found = gateway.find(scope)
+    if found is not None:
+        await life.forward(scope, receive, send, found.route, found.place)
+        return
+    raw: bytes = scope.get("raw_path") or scope["path"].encode()
+    if raw == b"*" and scope["method"] == "OPTIONS":  # asks about the server as a whole (RFC 9110 section 9.3.7)
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+        return
+    refusal = _NOT_FOUND if raw[:1] == b"/" or b"://" in raw else _NO_PATH
+    await life.forward(scope, receive, send, refusal, Place(raw))
+
+
+async def _serve_lifespan(gateway: APIGateway, scope: Message, receive: Receive, send: Send) -> None:
+    await receive()
+    async with AsyncExitStack() as open_gateway:
+        try:
+            await open_gateway.enter_async_context(gateway.opened(scope))
+        except Exception as error:  # the server must hear of it as a failed start, whatever it is
+            if not isinstance(error, MeshError):
+                logger.error("starting the gateway failed", exc_info=error)
+            await send({"type": "lifespan.startup.failed", "message": explain_start("the gateway", error)})
+            return
+        await send({"type": "lifespan.startup.complete"})
+        if gateway.life is not None:
+            gateway.life.mesh.life.serving()
+        await receive()
+    await send({"type": "lifespan.shutdown.complete"})

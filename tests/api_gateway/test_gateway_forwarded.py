@@ -1,0 +1,124 @@
+"""What a service is told of the client, depending on who says it."""
+
+from __future__ import annotations
+
+import pytest
+
+from fastapi_mesh.api_gateway.forwarded import Forwarding
+from fastapi_mesh.api_gateway.headers import read_request
+
+pytestmark = pytest.mark.spec("X-22", "B14")
+
+
+def forwarded(
+    forwarding: Forwarding,
+    peer: str | None,
+    *received: tuple[bytes, bytes],
+    prefix: bytes = b"",
+    scheme: str = "http",
+    version: str = "1.1",
+) -> tuple[bool, dict[bytes, bytes]]:
+    """Whether the peer is trusted, and the headers that were added."""
+    head = read_request([(b"host", b"gw:80"), *received], version)
+    before = len(head.headers)
+    scope = {"client": None if peer is None else (peer, 5), "scheme": scheme, "http_version": version}
+    trusted = forwarding.append(head, scope, prefix)
+    added = head.headers[before:]
+    assert len({name for name, _ in added}) == len(added), "each of them once"
+    return trusted, dict(added)
+
+
+LIES = (
+    (b"x-forwarded-for", b"6.6.6.6"),
+    (b"x-forwarded-for", b"7.7.7.7"),
+    (b"x-forwarded-proto", b"https"),
+    (b"x-forwarded-host", b"shop.example"),
+    (b"x-forwarded-prefix", b"/outer/"),
+    (b"forwarded", b"for=6.6.6.6;proto=https"),
+)
+
+
+def test_by_default_nobody_is_trusted_not_even_loopback() -> None:
+    trusted, added = forwarded(Forwarding(), "127.0.0.1", *LIES)
+
+    assert not trusted
+    assert added == {
+        b"x-forwarded-for": b"127.0.0.1",
+        b"x-forwarded-proto": b"http",
+        b"x-forwarded-host": b"gw:80",
+        b"forwarded": b'for=127.0.0.1;host="gw:80";proto=http',
+        b"via": b"1.1 fastapi-mesh",
+    }
+
+
+def test_a_trusted_proxys_word_is_kept_and_its_lists_grow() -> None:
+    trusted, added = forwarded(Forwarding(["10.0.0.0/8"]), "10.1.2.3", *LIES, prefix=b"/gw")
+
+    assert trusted
+    assert added == {
+        b"x-forwarded-for": b"6.6.6.6, 7.7.7.7, 10.1.2.3",
+        b"x-forwarded-proto": b"https",
+        b"x-forwarded-host": b"shop.example",
+        b"x-forwarded-prefix": b"/outer/gw",
+        b"forwarded": b'for=6.6.6.6;proto=https, for=10.1.2.3;host="gw:80";proto=http',
+        b"via": b"1.1 fastapi-mesh",
+    }
+
+
+def test_somebody_outside_of_the_trusted_networks_is_not_believed() -> None:
+    trusted, added = forwarded(Forwarding(["10.0.0.0/8"]), "11.1.2.3", *LIES)
+
+    assert not trusted
+    assert added[b"x-forwarded-for"] == b"11.1.2.3"
+    assert b"x-forwarded-prefix" not in added
+
+
+def test_a_trusted_proxy_that_says_nothing_is_like_any_client() -> None:
+    trusted, added = forwarded(Forwarding(["10.0.0.1"]), "10.0.0.1", scheme="https")
+
+    assert trusted
+    assert added[b"x-forwarded-for"] == b"10.0.0.1"
+    assert added[b"x-forwarded-proto"] == b"https"
+
+
+def test_addresses_of_both_families_are_written_as_their_headers_want_them() -> None:
+    _, six = forwarded(Forwarding(), "2001:db8::1")
+    _, mapped = forwarded(Forwarding(["10.0.0.0/8"]), "::ffff:10.0.0.7")
+
+    assert (six[b"x-forwarded-for"], six[b"forwarded"][:21]) == (b"2001:db8::1", b'for="[2001:db8::1]";h')
+    assert mapped[b"x-forwarded-for"] == b"10.0.0.7"
+
+
+@pytest.mark.parametrize("peer", [None, "", "testclient", "/run/gateway.sock"])
+def test_a_peer_without_an_address_is_unknown_and_its_lies_are_dropped(peer: str | None) -> None:
+    trusted, added = forwarded(Forwarding(["0.0.0.0/0"]), peer, *LIES)
+
+    assert not trusted
+    assert b"x-forwarded-for" not in added
+    assert added[b"forwarded"] == b'for=unknown;host="gw:80";proto=http'
+
+
+def test_what_was_taken_off_the_path_is_said() -> None:
+    assert forwarded(Forwarding(), "1.2.3.4", prefix=b"/gw")[1][b"x-forwarded-prefix"] == b"/gw"
+
+
+@pytest.mark.parametrize(("version", "via"), [("1.0", b"1.0 edge"), ("1.1", b"1.1 edge"), ("2", b"2 edge")])
+def test_via_has_the_version_the_request_came_in(version: str, via: bytes) -> None:
+    assert forwarded(Forwarding(via="edge"), "1.2.3.4", version=version)[1][b"via"] == via
+
+
+def test_a_via_that_is_there_stays_before_ours() -> None:
+    head = read_request([(b"host", b"a"), (b"via", b"1.1 front")], "1.1")
+
+    Forwarding().append(head, {"client": ("1.2.3.4", 5), "scheme": "http", "http_version": "1.1"}, b"")
+
+    assert [value for name, value in head.headers if name == b"via"] == [b"1.1 front", b"1.1 fastapi-mesh"]
+
+
+def test_the_memory_of_peers_is_bounded() -> None:
+    forwarding = Forwarding()
+
+    for number in range(5000):
+        forwarded(forwarding, f"10.0.{number // 256}.{number % 256}")
+
+    assert len(forwarding._peers) <= 4096
