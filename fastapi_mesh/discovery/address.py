@@ -31,8 +31,18 @@ CONNECT_TIMEOUT = 1.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.02, 0.5
 """Seconds between two looks for our own port: twice as long after each."""
 
+PATIENCE = 10.0
+"""Seconds of looking in vain until the settings are trusted."""
+
 _LISTEN = "0A"
 """TCP_LISTEN of the kernel's include/net/tcp_states.h, as /proc/net/tcp prints it."""
+
+
+class _Place(NamedTuple):
+    """Where to try to connect to ourselves."""
+
+    addresses: tuple[str, ...]
+    port: int
 
 
 class Listener(NamedTuple):
@@ -53,35 +63,29 @@ async def wait_own_address(
     """Wait until this process accepts connections, and return where others reach it.
 
     `address` and `port` are the settings (MESH_ADDRESS, MESH_PORT or PORT) and win. Without a port it is that of the
-    process's own listening socket, also one inherited by a worker; ports in `exclude` (of metrics) are not
-    considered. Without an address it is the socket's, or `default` where that is a wildcard. None where the
-    platform doesn't tell a process its sockets (no /proc) and there is no port.
+    process's own listening socket, also one inherited by a worker; ports in `exclude` (of metrics) are not considered.
+    Without an address it is the socket's, or `default` where that is a wildcard. None where there is no port and the
+    platform doesn't tell a process its sockets (no /proc).
+
+    When both settings are given and nothing accepts there for 10 s, it goes by them: an address in front of a
+    container may not be reachable from inside.
     """
+    if port is None and not own_listeners_known():
+        return None
     clock = clock or SystemClock()
-    bound = ""
-    if port is None:
-        if not own_listeners_known():
-            return None
-        listener = await wait_own_listener(exclude=exclude, clock=clock)
-        bound, port = listener
-    if address is not None and not is_wildcard(address):
-        candidates = [address]
-    elif bound and not is_wildcard(bound):
-        candidates = [bound]
-    else:  # a socket on [::] may take IPv6 only
-        candidates = [default, "::1"] if ":" in (address or bound) and default == LOOPBACK else [default]
-    return Listener(await wait_listening(candidates, port, clock=clock), port)
-
-
-async def wait_own_listener(*, exclude: Collection[int] = (), clock: Clock | None = None) -> Listener:
-    """Wait until this process has a listening TCP socket on a port that isn't in `exclude`, and return the best one."""
-    clock = clock or SystemClock()
-    pause = FIRST_PAUSE
+    given = None if address is None or is_wildcard(address) else address
+    pause, patience = FIRST_PAUSE, PATIENCE
     while True:
-        candidates = [each for each in await asyncio.to_thread(own_listeners) if each.port not in exclude]
-        if candidates:
-            return _best(candidates)
+        place = _place(await asyncio.to_thread(own_listeners), given, port, default, exclude)
+        if place is not None:
+            for each in place.addresses:
+                if await _accepts(each, place.port):
+                    return Listener(given or each, place.port)
+        if patience <= 0 and given is not None and port is not None:
+            logger.warning("nothing accepts connections at %s:%d, seen from here; going by the settings", given, port)
+            return Listener(given, port)
         await clock.sleep(pause)
+        patience -= pause
         pause = min(LONGEST_PAUSE, 2 * pause)
 
 
@@ -125,7 +129,7 @@ async def routed_address(host: str, port: int = 80) -> str:
     """
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_DGRAM)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise ServiceDiscoveryError(f"{host!r} can't be resolved: {error}") from error
     problem: OSError | None = None
     for family, kind, protocol, _, target in found:
@@ -138,7 +142,25 @@ async def routed_address(host: str, port: int = 80) -> str:
     raise ServiceDiscoveryError(f"no interface leads to {host!r}: {problem}") from problem
 
 
-def _best(listeners: Sequence[Listener]) -> Listener:
+def _place(
+    found: Sequence[Listener], given: str | None, port: int | None, default: str, exclude: Collection[int]
+) -> _Place | None:
+    """Where to try to reach the socket that the settings mean, or that is the best one; None while there is none."""
+    candidates = [each for each in found if (each.port not in exclude if port is None else each.port == port)]
+    bound = best_listener(candidates) if candidates else None
+    if bound is not None and not is_wildcard(bound.address):
+        return _Place((bound.address,), bound.port)
+    port_to_try = port if bound is None else bound.port
+    if port_to_try is None:
+        return None
+    # A socket on [::] may take IPv6 only.
+    addresses = (default, "::1") if default == LOOPBACK else (default,)
+    if port is not None and given is not None:
+        addresses = (given, *addresses)
+    return _Place(addresses, port_to_try)
+
+
+def best_listener(listeners: Sequence[Listener]) -> Listener:
     """Of several sockets: one on a port somebody chose, open to other machines, on the lowest port.
 
     Helpers (debuggers, kernels of notebooks, managers of processes) take an ephemeral port, or listen on loopback.
@@ -212,6 +234,6 @@ async def _accepts(address: str, port: int) -> bool:
                 await loop.sock_connect(probe, target)
                 # Where nobody listens on an ephemeral port, a socket can be given that very port and meet itself.
                 return bool(probe.getsockname() != probe.getpeername())
-        except OSError:
+        except (OSError, UnicodeError):
             return False
     return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING
 
 from fastapi_mesh.core.tasks import Supervisor
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
 class ChainedDiscovery:
     """Gives the list of the first source whose list isn't empty, and switches live, in both directions.
 
-    A later source is watched only while all earlier ones know no instance. A source that fails counts as knowing none,
-    and is tried again in the background; only when no other source has an instance either does `watch` raise its error.
+    A later source is watched only while all earlier ones know no instance. A source that fails counts as knowing none.
+    If another one helps out, it is tried again in the background, as `discovery-source:SERVICE/NUMBER` of the
+    supervisor; if none does, `watch` raises its error.
     """
 
     def __init__(self, sources: Iterable[Discovery], *, supervisor: Supervisor | None = None) -> None:
@@ -31,7 +33,7 @@ class ChainedDiscovery:
         """See `Discovery.watch`."""
         wake = asyncio.Event()
         followed = [
-            _Followed(source, service, f"discovery:{service}, source {number}", self._supervisor, wake)
+            _Followed(source, service, f"discovery-source:{service}/{number}", self._supervisor, wake)
             for number, source in enumerate(self._sources, 1)
         ]
         last: tuple[Instance, ...] | None = None
@@ -45,7 +47,7 @@ class ChainedDiscovery:
                 else:
                     await wake.wait()
         finally:
-            tasks = [task for each in followed if (task := each.stop()) is not None]
+            tasks = [task for each in followed for task in each.stop()]
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
@@ -61,17 +63,32 @@ class _Followed:
         self._supervisor = supervisor
         self._wake = wake
         self._task: asyncio.Task[object] | None = None
+        self._ending: list[asyncio.Task[object]] = []
 
     def start(self) -> None:
-        if self._task is None or self._task.cancelling():
+        """Begin to follow; does nothing if it does already, or has failed."""
+        if self._task is None:
             self.list = self.error = None
+            self._task = self._supervisor.start(self._follow_once(), name=self._name)
+
+    def retry(self) -> None:
+        """Follow again, and again, if it has failed."""
+        if self.error is not None and self._task is not None and self._task.done():
             self._task = self._supervisor.keep(self._follow, name=self._name)
 
-    def stop(self) -> asyncio.Task[object] | None:
+    def stop(self) -> list[asyncio.Task[object]]:
+        """End it, and give what has yet to end."""
         if self._task is not None:
             self._task.cancel()
             self._supervisor.degraded.pop(self._name, None)
-        return self._task
+            self._ending = [task for task in (*self._ending, self._task) if not task.done()]
+            self._task = None
+        return self._ending
+
+    async def _follow_once(self) -> None:
+        """Without a log line for a failure: either another source helps out, or `watch` raises it."""
+        with contextlib.suppress(Exception):
+            await self._follow()
 
     async def _follow(self) -> None:
         try:
@@ -81,7 +98,7 @@ class _Followed:
                     self._supervisor.recovered(self._name)
                     self._wake.set()
             raise ServiceDiscoveryError("the watch ended by itself", service=self._service)
-        except Exception as error:  # whatever a source raises; the supervisor tries it again
+        except Exception as error:  # whatever a source raises; kept for `watch`
             self.list, self.error = (), error
             self._wake.set()
             raise
@@ -89,12 +106,14 @@ class _Followed:
 
 def _first(followed: list[_Followed]) -> tuple[Instance, ...] | None:
     """The list to use, None while an answer is awaited; raises the error of a source when no other one helps."""
-    for number, source in enumerate(followed, 1):
+    for position, source in enumerate(followed):
         source.start()
         if source.list is None:
             return None
         if source.list:
-            for later in followed[number:]:
+            for earlier in followed[:position]:
+                earlier.retry()
+            for later in followed[position + 1 :]:
                 later.stop()
             return source.list
     for source in followed:

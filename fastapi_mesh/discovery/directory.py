@@ -69,6 +69,11 @@ class Directory:
             self._watches.move_to_end(service)
         return watch.live
 
+    def peek(self, service: str) -> tuple[Instance, ...] | None:
+        """The newest list of `service`, None where there is none yet. Does not count as a use, and starts nothing."""
+        watch = self._watches.get(service)
+        return None if watch is None else watch.live.value
+
     def failure(self, service: str) -> str | None:
         """Why the list of `service` can't be renewed at the moment; None when all is well."""
         return self._supervisor.degraded.get(_name(service))

@@ -69,7 +69,7 @@ class Backend:
 class RegistryBackend(Backend):
     """A backend with leases. `registrar` is a new client; `wipe` makes the registry forget all it knows."""
 
-    lease = 0.5
+    lease = 0.8
     heartbeat = 0.1
 
     def __init__(self, folder: Path) -> None:
@@ -207,7 +207,7 @@ class Seen:
     async def __aexit__(self, *_: object) -> None:
         await self._supervisor.aclose()
 
-    async def until(self, condition: Callable[[Instances], bool], timeout: float = 1.0) -> Instances:
+    async def until(self, condition: Callable[[Instances], bool], timeout: float = 5.0) -> Instances:
         """Wait until the newest list fulfils `condition`."""
         async with asyncio.timeout(timeout):
             while not (self.lists and condition(self.lists[-1])):

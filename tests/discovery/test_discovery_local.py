@@ -39,7 +39,7 @@ async def registry_at(tmp_path: Path) -> AsyncIterator[OpenRegistry]:
     made: list[LocalRegistry] = []
 
     def make(path: Path | None = None, **settings: object) -> LocalRegistry:
-        times = {"lease": 0.5, "heartbeat": 0.1, "poll_interval": 0.02}
+        times = {"lease": 5.0, "heartbeat": 0.1, "poll_interval": 0.02}
         made.append(LocalRegistry(path or tmp_path / "registry.db", **{**times, **settings}))  # type: ignore[arg-type]
         return made[-1]
 
@@ -79,18 +79,18 @@ async def test_processes_see_each_other_and_a_killed_one_vanishes_by_itself(
     command = [sys.executable, str(NODE), str(registry.path), "default"]
     async with Seen(registry, "users") as seen:
         children = [
-            processes.start([*command, name, str(port), "1.0", "0.2"], name=name)
+            processes.start([*command, name, str(port), "2.0", "0.2"], name=name)
             for name, port in (("staying", 9001), ("crashing", 9002))
         ]
         for child in children:
             await child.ready(REGISTERED)
-        await seen.until(lambda now: ids(now) == ["crashing", "staying"], 1.0)
+        await seen.until(lambda now: ids(now) == ["crashing", "staying"])
 
         children[1].kill()
         killed = time.monotonic()
-        await seen.until(lambda now: ids(now) == ["staying"], 3.0)
+        await seen.until(lambda now: ids(now) == ["staying"])
 
-        assert time.monotonic() - killed < 1.0 + 0.5
+        assert time.monotonic() - killed < 2.0 + 0.5
         children[0].kill()
 
 
@@ -113,12 +113,12 @@ async def test_many_processes_may_make_the_file_at_once(processes: Processes, re
     command = [sys.executable, str(NODE), str(registry.path), "default"]
     children = [
         processes.start([*command, f"node-{number}", str(9000 + number), "30", "0.2"], name=str(number))
-        for number in range(6)
+        for number in range(4)
     ]
     for child in children:
         await child.ready(REGISTERED)
 
-    assert len(await registry.instances()) == 6
+    assert len(await registry.instances()) == 4
     for child in children:
         child.kill()
 
@@ -293,7 +293,7 @@ async def test_a_damaged_file_is_moved_aside_loudly_and_made_anew(registry_at, t
 
 
 async def test_a_file_damaged_while_in_use_is_made_anew_and_filled_by_beats(registry_at, tmp_path, caplog):
-    registry, other = registry_at(), registry_at()
+    registry, other = registry_at(heartbeat=0.8), registry_at()
     mine, theirs = await registry.register(instance(1)), await other.register(instance(2))
     async with Seen(registry, "users") as seen:
         await seen.until(lambda now: len(now) == 2)
@@ -305,7 +305,7 @@ async def test_a_file_damaged_while_in_use_is_made_anew_and_filled_by_beats(regi
 
         await mine.beat()
         await theirs.beat()
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(1.1)  # until the lists of the new file count
 
         assert ids(await registry_at().instances()) == ["users-1", "users-2"]
     assert [len(each) for each in seen.lists] == [2], "watchers saw nobody vanish"
@@ -327,7 +327,7 @@ async def test_a_damaged_page_found_by_a_write_is_repaired_by_the_next_try(regis
 
 
 async def test_watchers_keep_their_list_for_a_heartbeat_when_the_file_was_deleted(registry_at, tmp_path, caplog):
-    registry = registry_at(heartbeat=0.3, lease=5.0)
+    registry = registry_at(heartbeat=0.8)
     registration = await registry.register(instance(1))
     await registry.register(instance(2))
     async with Seen(registry, "users") as seen:
@@ -338,7 +338,7 @@ async def test_watchers_keep_their_list_for_a_heartbeat_when_the_file_was_delete
         await asyncio.sleep(0.15)  # several polls
         await registration.beat()  # the other one does not
 
-        await seen.until(lambda now: ids(now) == ["users-1"], 1.0)
+        await seen.until(lambda now: ids(now) == ["users-1"])
     assert [ids(each) for each in seen.lists] == [["users-1", "users-2"], ["users-1"]]
     assert registry.statistics()["opened"] == 2
 
