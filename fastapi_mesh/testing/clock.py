@@ -28,6 +28,8 @@ class _FakeTimer:
 class FakeClock:
     """Virtual monotonic time; nothing passes until `advance`.
 
+    With `skip_sleeps` a `sleep` moves the clock on by itself, so that code which waits does not need to be driven.
+
     >>> import asyncio
     >>> async def example() -> float:
     ...     clock = FakeClock()
@@ -38,8 +40,9 @@ class FakeClock:
     60.0
     """
 
-    def __init__(self, start: float = 1000.0) -> None:
+    def __init__(self, start: float = 1000.0, *, skip_sleeps: bool = False) -> None:
         self._now = start
+        self._skip_sleeps = skip_sleeps
         self._order = itertools.count()
         self._timers: list[tuple[float, int, _FakeTimer]] = []
 
@@ -52,7 +55,8 @@ class FakeClock:
         return timer
 
     async def sleep(self, delay: float) -> None:
-        if delay <= 0:
+        if delay <= 0 or self._skip_sleeps:
+            self._now += max(0.0, delay)
             await asyncio.sleep(0)
             return
         done = asyncio.get_running_loop().create_future()
