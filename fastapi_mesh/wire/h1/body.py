@@ -79,7 +79,7 @@ class Exchange:
 
     # What the connection reports.
 
-    def on_interim(self) -> None:
+    def on_continue(self) -> None:
         """`100 Continue` came."""
         self.wake_sender()
 
@@ -90,23 +90,27 @@ class Exchange:
         if self.sender is not None:
             self._stop_sender()
 
-    def on_body_pending(self, length: int) -> None:
-        """The head came alone, or with a part of the body: wake the caller, or hold a short answer a little longer."""
-        if self._hold and 0 <= length <= REPLAY_LIMIT:
-            self._timer = self._loop.call_later(HOLD_TIME, self._end_hold)
-        else:
-            self._hold = False
-            self._wake()
+    def on_progress(self, length: int, size: int) -> bool:
+        """The head is here, and `size` bytes more, but not all: wake the caller, or hold a short answer a little.
 
-    def on_data(self, size: int) -> bool:
-        """More of the body came; True when the connection shall stop reading for a while."""
+        True when so much waits to be read that the connection shall stop reading.
+        """
         if self._hold:
-            return False
+            if 0 <= length <= REPLAY_LIMIT:
+                if self._timer is None:
+                    self._timer = self._loop.call_later(HOLD_TIME, self._end_hold)
+                return False
+            self._hold = False
         if self.waiter is not None:
             self._wake()
             return False
         self._buffered += size
         return self._buffered > HIGH_WATER
+
+    def on_upgrade(self) -> None:
+        """The connection switched to another protocol: a byte stream from here on."""
+        self._hold = False
+        self._wake()
 
     def on_complete(self) -> None:
         """The message is complete on the wire and the connection no longer ours."""
@@ -142,11 +146,6 @@ class Exchange:
     def limit_duration(self, seconds: float) -> None:
         """Let the rest of the body take `seconds` at most."""
         self._timer = self._loop.call_later(seconds, self.outlast)
-
-    def upgraded(self) -> None:
-        """From here on it is a byte stream: silence is no fault, whoever frames it has its own pings."""
-        self._hold = False
-        self._wake()
 
     def hang_up(self) -> None:
         """Close an upgraded stream in good order: what was written still goes out."""

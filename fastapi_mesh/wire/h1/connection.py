@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from enum import Enum, auto
 from typing import TYPE_CHECKING, cast
+
+import httptools
 
 from fastapi_mesh.core.events import TrailersDropped
 from fastapi_mesh.exceptions import UpstreamConnectionError, UpstreamProtocolError
 from fastapi_mesh.wire.h1.body import SWITCHED
-from fastapi_mesh.wire.h1.chunked import ChunkedDecoder
-from fastapi_mesh.wire.h1.framing import CHUNKED, is_head_start, response_head
+from fastapi_mesh.wire.h1.framing import CHUNKED, UNTIL_CLOSE, idle_timeout, is_persistent, response_framing
 
 if TYPE_CHECKING:
     from fastapi_mesh.core.events import Observer
+    from fastapi_mesh.core.message import Header
     from fastapi_mesh.wire.h1.body import Exchange
-    from fastapi_mesh.wire.h1.framing import ResponseHead
     from fastapi_mesh.wire.h1.pool import Pool
 
 CLOSE_TIMEOUT = 2.0
@@ -45,16 +45,8 @@ class Settings:
     counters: Counters
 
 
-class Phase(Enum):
-    """What the next bytes on a connection are."""
-
-    IDLE = auto()
-    HEAD = auto()
-    LENGTH = auto()
-    CHUNKS = auto()
-    UNTIL_CLOSE = auto()
-    UPGRADED = auto()
-    CLOSED = auto()
+_START = b"HTTP/1."
+_END = b"\r\n\r\n"
 
 
 class H1Connection(asyncio.Protocol):
@@ -65,17 +57,21 @@ class H1Connection(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_chunks",
+        "_complete",
         "_eof",
         "_exchange",
+        "_feed",
         "_head_bytes",
+        "_head_size",
+        "_headers",
         "_keep_alive",
+        "_length",
         "_linger",
-        "_partial",
-        "_phase",
+        "_overhead",
+        "_parser",
         "_reading_paused",
-        "_remaining",
         "_settings",
+        "_suspect",
         "_transport",
         "closed",
         "counted",
@@ -99,24 +95,30 @@ class H1Connection(asyncio.Protocol):
         self.keep_for = settings.keepalive_expiry
         self.write_paused = False
         self._settings = settings
-        self._phase = Phase.IDLE
         self._exchange: Exchange | None = None
-        self._chunks: ChunkedDecoder | None = None
-        self._partial = bytearray()
+        self._headers: list[Header] = []
+        self._complete = False
+        self._length = 0
         self._head_bytes = 0
+        self._head_size = 0
+        self._overhead = 0
         self._keep_alive = False
-        self._remaining = 0
+        self._suspect = False
         self._reading_paused = False
         self._eof = False
         self._linger: asyncio.TimerHandle | None = None
+        self._reset_parser()
 
     # What the pool and the exchange ask for.
 
     def begin(self, exchange: Exchange, data: bytes) -> None:
         """Send the request head, and the body if it is short, and expect an answer."""
         self._exchange = exchange
-        self._phase = Phase.HEAD
+        self._complete = False
+        self._suspect = False
         self._head_bytes = 0
+        self._head_size = 0
+        self._overhead = 0
         self._transport.write(data)
 
     def write(self, data: bytes) -> None:
@@ -165,13 +167,33 @@ class H1Connection(asyncio.Protocol):
                 self.pool.withdraw(self)
                 self.abort()
             return
+        if exchange.status == SWITCHED:
+            exchange.parts.append(data)
+            self._pace(exchange, len(data))
+            return
+        before = len(exchange.parts)
         try:
-            if self._phase is Phase.HEAD:
-                self._head_received(exchange, data)
-            else:
-                self._body_received(exchange, data)
+            if not exchange.status:
+                self._head_bytes += len(data)
+                if not exchange.started:
+                    exchange.started = True
+                    if not data.startswith(_START):
+                        self._doubt_start(data)
+            self._feed(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._switched(exchange, data[upgrade.args[0] :])
+        except httptools.HttpParserCallbackError as error:
+            cause = error.__context__
+            exchange.lose(cause if isinstance(cause, UpstreamProtocolError) else UpstreamProtocolError(str(error)))
+        except httptools.HttpParserError as error:
+            exchange.lose(UpstreamProtocolError(f"the answer is not valid HTTP: {error}"))
         except UpstreamProtocolError as error:
             exchange.lose(error)
+        else:
+            if self._complete:
+                self._finish(exchange, data)
+            else:
+                self._progress(exchange, len(data), before)
 
     def eof_received(self) -> None:
         self._eof = True
@@ -183,11 +205,11 @@ class H1Connection(asyncio.Protocol):
         if self._linger is not None:
             self._linger.cancel()
         exchange = self._exchange
-        phase = self._phase
         self._retire()
         if exchange is not None:
+            status = exchange.status
             # Over TLS, eof_received means close_notify: without it the body may have been cut (RFC 9112 section 9.8).
-            if self._eof and phase in (Phase.UNTIL_CLOSE, Phase.UPGRADED):
+            if self._eof and status and (status == SWITCHED or self._length == UNTIL_CLOSE):
                 exchange.on_complete()
             else:
                 exchange.stale = self.reused and not exchange.started
@@ -205,141 +227,152 @@ class H1Connection(asyncio.Protocol):
         if self._exchange is not None:
             self._exchange.wake_sender()
 
+    # What the parser reports, within one `_feed`. An error raised here ends the exchange.
+
+    def on_message_begin(self) -> None:
+        if self._complete:
+            raise UpstreamProtocolError("data after the end of the message")
+        self._headers = []
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if value[-1:] <= b" ":  # nothing, or a blank that is not part of the value (RFC 9112 section 5.1)
+            # llhttp takes "chunked<HTAB>" for another coding; then so must we.
+            value = value.rstrip(b" " if len(name) == 17 else b" \t")
+        self._headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        exchange = self._exchange
+        assert exchange is not None
+        headers = self._headers
+        parser = self._parser
+        settings = self._settings
+        status: int = parser.get_status_code()
+        self._length, keep_alive = response_framing(status, headers, exchange.to_head)
+        if (
+            self._length < 0
+            or status < 200
+            or exchange.to_head
+            or self._suspect
+            or len(headers) > settings.max_headers
+            or self._head_bytes > settings.max_header_bytes
+        ):
+            self._judge(exchange, status, parser.get_http_version())
+            if status < 200:
+                return
+        else:
+            self._keep_alive = parser.should_keep_alive()
+        if keep_alive is not None and (timeout := idle_timeout(keep_alive)) is not None:
+            # A little earlier than the instance will close it, so that a request does not meet the FIN.
+            self.keep_for = min(settings.keepalive_expiry, timeout * 0.8)
+        exchange.on_head(status, headers)
+
+    def on_body(self, data: bytes) -> None:
+        self._exchange.parts.append(data)  # type: ignore[union-attr] # the parser is fed only for an exchange
+
+    def on_message_complete(self) -> None:
+        if self._exchange.status:  # type: ignore[union-attr] # as above; 0 while there were only 1xx
+            self._complete = True
+
     # Private.
+
+    def _reset_parser(self) -> None:
+        self._parser = httptools.HttpResponseParser(self)
+        self._feed = self._parser.feed_data
 
     def _retire(self) -> None:
         self.closed = True
-        self._phase = Phase.CLOSED
         self._exchange = None
-        self._chunks = None  # the parser holds its decoder: break the cycle
 
-    def _head_received(self, exchange: Exchange, data: bytes) -> None:
-        exchange.started = True
-        settings = self._settings
-        while True:
-            if self._partial:
-                end = self._gather(data)
-                if end:
-                    data = bytes(self._partial)
-                    self._partial.clear()
-            else:
-                end = data.find(b"\r\n\r\n") + 4
-                if end == 3:
-                    end = self._gather(data)
-            if not end:
-                return
-            self._head_bytes += end
-            if self._head_bytes > settings.max_header_bytes:
-                raise UpstreamProtocolError(f"the head is longer than {settings.max_header_bytes} bytes")
-            head = response_head(data, end, exchange.to_head, settings.max_headers)
-            if head.status >= 200:
-                break
-            if head.status == SWITCHED:
-                self._switch(exchange, head, data[end:])
-                return
-            if head.status == 100:
-                exchange.on_interim()
-            data = data[end:]
-            if not data:
-                return
-        self._begin_body(exchange, head, data, end)
-
-    def _gather(self, data: bytes) -> int:
-        """Add `data` to a head that comes in parts; returns where the head ends, 0 while it doesn't."""
-        partial = self._partial
-        before = len(partial)
-        ends_in_cr = partial[-1:] == b"\r"
-        partial += data
-        end = partial.find(b"\r\n\r\n", max(0, before - 3)) + 4
-        if end > 3:
-            return end
-        if not is_head_start(partial):
+    def _doubt_start(self, data: bytes) -> None:
+        """The first bytes are not those of HTTP/1: llhttp would skip empty lines, and speaks RTSP and ICE too."""
+        if not _START.startswith(data):
             raise UpstreamProtocolError("the answer does not start like HTTP/1.x")
-        if data.count(b"\n") != data.count(b"\r\n") + (ends_in_cr and data[:1] == b"\n"):
-            raise UpstreamProtocolError("a line of the head ends in a bare LF")
-        if self._head_bytes + len(partial) > self._settings.max_header_bytes:
-            raise UpstreamProtocolError(f"the head is longer than {self._settings.max_header_bytes} bytes")
-        return 0
+        self._suspect = True
 
-    def _begin_body(self, exchange: Exchange, head: ResponseHead, data: bytes, end: int) -> None:
-        status, headers, length, keep_alive, idle_timeout = head
-        self._keep_alive = keep_alive and not exchange.sending
-        if idle_timeout is not None:
-            # A little earlier than the instance will close it, so that a request does not meet the FIN.
-            self.keep_for = min(self._settings.keepalive_expiry, idle_timeout * 0.8)
-        exchange.on_head(status, headers)
-        here = len(data) - end
-        if here == length:
-            if here:
-                exchange.parts.append(data[end:])
-            self._complete(exchange)
+    def _judge(self, exchange: Exchange, status: int, version: str) -> None:
+        """What llhttp lets pass in unusual heads (RFC 9112 sections 2.3, 6.1, 6.3; RFC 9110 sections 7.8, 15.2)."""
+        headers = self._headers
+        settings = self._settings
+        if version not in ("1.0", "1.1"):
+            raise UpstreamProtocolError(f"HTTP/{version} is not spoken here")
+        if len(headers) > settings.max_headers:
+            raise UpstreamProtocolError(f"more than {settings.max_headers} headers")
+        self._head_size += 16 + sum(len(name) + len(value) + 4 for name, value in headers)
+        if self._head_size > settings.max_header_bytes:
+            raise UpstreamProtocolError(f"the head is longer than {settings.max_header_bytes} bytes")
+        if self._length == CHUNKED:
+            if version == "1.0":
+                raise UpstreamProtocolError("transfer-encoding in HTTP/1.0")
+            self._headers = []  # trailers come the same way and must not be added to the head
+        self._keep_alive = self._length != UNTIL_CLOSE and is_persistent(headers, version)
+        if status >= 200:
+            self._complete = exchange.to_head
             return
-        if length >= 0:
-            self._phase = Phase.LENGTH
-            self._remaining = length
-        elif length == CHUNKED:
-            self._phase = Phase.CHUNKS
-            if self._chunks is None:
-                self._chunks = ChunkedDecoder(self._settings.max_header_bytes)
-            self._chunks.start(exchange.parts)
-        else:
-            self._phase = Phase.UNTIL_CLOSE
-        if here:
-            self._body_received(exchange, data[end:])
-        if self._exchange is exchange:
-            exchange.on_body_pending(length)
+        self._suspect = True  # data_received does not see where the next head in the same bytes starts
+        if status < 100:
+            raise UpstreamProtocolError(f"{status} is not a status")
+        if status == 100:
+            exchange.on_continue()
+        elif status == SWITCHED:
+            if not exchange.upgrade:
+                raise UpstreamProtocolError("101 Switching Protocols that nobody asked for")
+            if not self._parser.should_upgrade():
+                raise UpstreamProtocolError("101 Switching Protocols without Upgrade")
+            exchange.on_head(status, headers)
 
-    def _body_received(self, exchange: Exchange, data: bytes) -> None:
-        phase = self._phase
-        if phase is Phase.LENGTH:
-            self._remaining -= len(data)
-            if self._remaining < 0:
-                raise UpstreamProtocolError("data after the end of the message")
-            exchange.parts.append(data)
-            if not self._remaining:
-                self._complete(exchange)
-                return
-        elif phase is Phase.CHUNKS:
-            chunks = self._chunks
-            assert chunks is not None
-            chunks.feed(data)
-            if chunks.complete:
-                if chunks.trailers:
-                    self._trailers_dropped(exchange)
-                self._complete(exchange)
-                return
-            if not exchange.parts:
-                return
+    def _progress(self, exchange: Exchange, size: int, before: int) -> None:
+        """`size` bytes more, and the message is not complete yet."""
+        limit = self._settings.max_header_bytes
+        if not exchange.status:
+            if self._head_bytes > limit:
+                exchange.lose(UpstreamProtocolError(f"the head is longer than {limit} bytes"))
+            return
+        if len(exchange.parts) > before or self._length != CHUNKED:
+            self._overhead = 0
         else:
-            exchange.parts.append(data)
-        if exchange.on_data(len(data)) and not self._reading_paused:
+            self._overhead += size
+            if self._overhead > limit:
+                exchange.lose(UpstreamProtocolError("the chunk extensions or trailers are too long"))
+                return
+        self._pace(exchange, size)
+
+    def _pace(self, exchange: Exchange, size: int) -> None:
+        if exchange.on_progress(self._length, size) and not self._reading_paused:
             self._reading_paused = True
             self._transport.pause_reading()
 
-    def _complete(self, exchange: Exchange) -> None:
+    def _finish(self, exchange: Exchange, data: bytes) -> None:
         """The message is complete: give the connection back, then tell whoever waits for it."""
+        if data[-1] in b"\r\n" and self._has_excess(exchange, data):
+            exchange.lose(UpstreamProtocolError("data after the end of the message"))
+            return
         self._exchange = None
-        self._phase = Phase.IDLE
-        self.resume_reading()
-        if self._keep_alive and self.keep_for > 0:
-            self.pool.release(self)
-        elif exchange.sending or self.write_paused:
+        if exchange.to_head:
+            self._reset_parser()  # it waits for a body that doesn't come
+        elif self._length == CHUNKED and self._headers:
+            self._settings.counters.trailers_dropped += 1
+            if self._settings.observer is not None:
+                self._settings.observer(TrailersDropped(exchange.service))
+        if self._reading_paused:
+            self.resume_reading()
+        if exchange.sending:
             self.abort()
+        elif self._keep_alive and self.keep_for > 0:
+            self.pool.release(self)
         else:
             self.close()
         exchange.on_complete()
 
-    def _switch(self, exchange: Exchange, head: ResponseHead, rest: bytes) -> None:
+    def _has_excess(self, exchange: Exchange, data: bytes) -> bool:
+        """Whether empty lines follow the end of the message, which llhttp skips; `data` ends in CR or LF."""
+        if self._length > 0:
+            return not data.endswith(exchange.parts[-1])
+        if exchange.to_head and not self._suspect and 0 <= data.find(_END) != len(data) - 4:
+            return True
+        return len(data) >= 5 and (data[-4:] != _END or data[-5] in b"\r\n")
+
+    def _switched(self, exchange: Exchange, rest: bytes) -> None:
         """101: from here on the connection belongs to another protocol (RFC 9110 section 7.8)."""
-        if not exchange.upgrade:
-            raise UpstreamProtocolError("101 Switching Protocols that nobody asked for")
-        self._phase = Phase.UPGRADED
-        exchange.on_head(head.status, head.headers)
         if rest:
             exchange.parts.append(rest)
-        exchange.upgraded()
-
-    def _trailers_dropped(self, exchange: Exchange) -> None:
-        self._settings.counters.trailers_dropped += 1
-        if self._settings.observer is not None:
-            self._settings.observer(TrailersDropped(exchange.service))
+        exchange.on_upgrade()

@@ -6,13 +6,13 @@ import asyncio
 import ssl
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from fastapi_mesh.config.policies import IDEMPOTENT_METHODS
 from fastapi_mesh.core.message import Response
 from fastapi_mesh.core.tasks import Supervisor
 from fastapi_mesh.exceptions import UpstreamConnectionError, UpstreamTimeoutError
-from fastapi_mesh.wire.h1.body import Exchange
+from fastapi_mesh.wire.h1.body import SWITCHED, Exchange
 from fastapi_mesh.wire.h1.connection import Counters, Settings
 from fastapi_mesh.wire.h1.framing import FieldNames, request_head
 from fastapi_mesh.wire.h1.pool import Pool
@@ -20,11 +20,11 @@ from fastapi_mesh.wire.h1.sender import SLICE, send_body
 from fastapi_mesh.wire.h1.upgrade import UpgradedStream
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterable
+
     from fastapi_mesh.core.events import Observer
     from fastapi_mesh.core.instance import Instance
     from fastapi_mesh.core.message import Request
-    from fastapi_mesh.wire.h1.connection import H1Connection
-    from fastapi_mesh.wire.h1.framing import RequestHead
 
 
 class H1Wire:
@@ -80,35 +80,51 @@ class H1Wire:
         }
 
     async def __call__(self, request: Request) -> Response:
-        state = request.context.instance
+        context = request.context
+        state = context.instance
         assert state is not None, "Balance sets the instance before the wire is asked"
         instance = state.instance
         pool = self._pool(instance)
-        head = request_head(request, instance.base_path, pool.host_line, self._names)
-        deadline = request.context.attempt_deadline
+        data, length, expects, upgrade = request_head(request, instance.base_path, pool.host_line, self._names)
+        body = request.body
+        in_one = isinstance(body, bytes) and len(body) <= SLICE
+        if in_one and body:
+            data += cast("bytes", body)
+        deadline = context.attempt_deadline
+        loop = asyncio.get_running_loop()
         while True:
-            if deadline is not None and deadline <= monotonic():
+            left = 0.0 if deadline is None else deadline - monotonic()
+            if left < 0:
                 raise UpstreamTimeoutError(
                     "no time left for this attempt", service=request.service, phase="connect", request_sent=False
                 )
             connection = pool.take()
             if connection is None:
                 connection = await pool.acquire(request)
-            exchange = await self._exchange(connection, request, head)
-            error = exchange.error
-            if error is None:
-                break
+                left = 0.0 if deadline is None else deadline - monotonic()
+            exchange = Exchange(connection, request, loop, upgrade)
+            waiter = cast("asyncio.Future[None]", exchange.waiter)
+            timer = None if deadline is None else loop.call_later(left, exchange.expire)
+            connection.begin(exchange, data)
+            try:
+                if in_one:
+                    await waiter
+                else:
+                    await self._send(exchange, waiter, body, length, expects)
+            except asyncio.CancelledError:
+                exchange.lose(UpstreamConnectionError("the call was cancelled"))
+                raise
+            finally:
+                if timer is not None:
+                    timer.cancel()
+            if exchange.error is None:
+                return self._respond(exchange, context.policy.max_stream_duration)
             # RFC 9110 section 9.2.2 and RFC 9112 section 9.3.1: the instance may have closed an idle connection just
-            # as we used it; a request without a body that changes nothing is sent again.
-            if not exchange.stale or request.method not in IDEMPOTENT_METHODS or request.body != b"":
-                raise error
+            # as we used it; a request that may be repeated and has no body is sent again.
+            if not exchange.stale or request.method not in IDEMPOTENT_METHODS or body != b"":
+                raise exchange.error
             self._settings.counters.stale_retries += 1
             pool = self._pool(instance)
-        duration = request.context.policy.max_stream_duration
-        if duration is not None and not exchange.complete:
-            exchange.limit_duration(duration)
-        upgrade = UpgradedStream(exchange) if exchange.status == 101 else None
-        return Response(exchange.status, exchange.headers, exchange, upgrade)
 
     async def aclose(self) -> None:
         """Close every connection and wait until they are gone; calls in progress fail."""
@@ -122,34 +138,27 @@ class H1Wire:
             await self._drained
         await self._supervisor.aclose()
 
-    async def _exchange(self, connection: H1Connection, request: Request, head: RequestHead) -> Exchange:
-        """Send the request and wait for the answer's head."""
-        loop = asyncio.get_running_loop()
-        exchange = Exchange(connection, request, loop, head.upgrade)
-        waiter = exchange.waiter
-        assert waiter is not None
-        deadline = request.context.attempt_deadline
-        timer = None if deadline is None else loop.call_later(deadline - monotonic(), exchange.expire)
-        body = request.body
-        sender: asyncio.Task[None] | None = None
-        if isinstance(body, bytes) and len(body) <= SLICE:
-            connection.begin(exchange, head.data + body if body else head.data)
-        else:
-            connection.begin(exchange, head.data)
-            exchange.sending = head.length != 0
-            sender = self._supervisor.start(send_body(exchange, body, head.length, head.expects), name="request body")
-            exchange.sender = sender
-        try:
-            await waiter
-            if sender is not None and not sender.done():
-                await asyncio.wait((sender,))
-        except asyncio.CancelledError:
-            exchange.lose(UpstreamConnectionError("the call was cancelled"))
-            raise
-        finally:
-            if timer is not None:
-                timer.cancel()
-        return exchange
+    async def _send(
+        self,
+        exchange: Exchange,
+        waiter: asyncio.Future[None],
+        body: bytes | AsyncIterable[bytes],
+        length: int,
+        expects: bool,
+    ) -> None:
+        """Send the body beside waiting for the answer's head; the task that sends has ended when this returns."""
+        exchange.sending = length != 0
+        sender = self._supervisor.start(send_body(exchange, body, length, expects), name="request body")
+        exchange.sender = sender
+        await waiter
+        if not sender.done():
+            await asyncio.wait((sender,))
+
+    def _respond(self, exchange: Exchange, duration: float | None) -> Response:
+        if duration is not None and not exchange.complete:
+            exchange.limit_duration(duration)
+        upgrade = UpgradedStream(exchange) if exchange.status == SWITCHED else None
+        return Response(exchange.status, exchange.headers, exchange, upgrade)
 
     def _pool(self, instance: Instance) -> Pool:
         secure = instance.scheme == "https"
