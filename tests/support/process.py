@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 ROOT = Path(__file__).resolve().parents[2]
 READY = re.compile(r"Uvicorn running on https?://")
@@ -66,6 +66,15 @@ def listening_ports(pid: int) -> set[int]:
             if fields[3] == "0A" and f"socket:[{fields[9]}]" in links:
                 ports.add(int(fields[1].rpartition(":")[2], 16))
     return ports
+
+
+async def until(condition: Callable[[], Awaitable[bool]], what: str, timeout: float = 20.0) -> None:
+    """Wait until `condition` holds; for what another process does in its own time, such as registering."""
+    end = time.monotonic() + timeout
+    while not await condition():
+        if time.monotonic() > end:
+            raise AssertionError(f"it never came true that {what}")
+        await asyncio.sleep(0.02)
 
 
 class ChildProcess:
