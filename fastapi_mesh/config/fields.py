@@ -99,9 +99,16 @@ def shown(value: str) -> str:
 def _host(value: str) -> str:
     if value.startswith("[") and value.endswith("]") and _is_ip(value[1:-1]):
         raise ValueError(f"{value!r} has brackets, which only a URL needs - did you mean {value[1:-1]!r}?")
-    if not (_HOST.fullmatch(value) or _is_ip(value)):
+    if not (_is_name(value) or _is_ip(value)):
         raise ValueError(f"{shown(value)} is not a host name or IP address; a port is a setting of its own")
     return value
+
+
+def _is_name(text: str) -> bool:
+    """Whether `text` is a host name or IPv4 address; 1.2 and 1.2.3.4.5 are neither."""
+    if text.replace(".", "").isdigit():
+        return _is_ip(text)
+    return _HOST.fullmatch(text) is not None and ".." not in text
 
 
 def _is_ip(text: str) -> bool:
@@ -136,9 +143,13 @@ def _url_problem(text: str) -> str:
         return "it has a query or fragment, which would not be sent"
     if port == 0 or parts.netloc.endswith(":"):
         return "it has no port after ':'"
-    if not (_HOST.fullmatch(parts.hostname or "") or (_is_ip(parts.hostname or "") and "%" not in parts.netloc)):
+    host = parts.hostname or ""
+    if not (_is_name(host) or (_is_ip(host) and "%" not in host)):
         return "it has no valid host"
-    return "" if _PATH.fullmatch(parts.path or "/") else "its path needs percent-encoding"
+    if not _PATH.fullmatch(parts.path or "/"):
+        return "its path needs percent-encoding"
+    dots = {".", ".."}.intersection(parts.path.lower().replace("%2e", ".").split("/"))
+    return "it has '.' or '..' in its path" if dots else ""
 
 
 def _network(value: str) -> str:

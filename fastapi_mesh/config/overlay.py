@@ -48,8 +48,10 @@ def with_section(policy: ServicePolicy, **sections: BaseModel | Mapping[str, obj
     """
     changes = {name: section for name, section in sections.items() if isinstance(section, Mapping)}
     replaced = {name: section for name, section in sections.items() if name not in changes}
+    unknown = [name for name in sections if name not in ServicePolicy.model_fields]
     try:
-        return _joined(policy.model_copy(update=replaced), changes)
+        base = policy.model_copy(update={name: replaced[name] for name in replaced if name not in unknown})
+        return _joined(base, {**changes, **dict.fromkeys(unknown)})
     except ValidationError as error:
         raise ConfigurationError(problems=explain(error, ServicePolicy)) from error
 
