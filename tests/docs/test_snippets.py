@@ -20,6 +20,7 @@ def _a_machine_of_its_own(tmp_path, monkeypatch):
     """No setting of this machine reaches a page, and no page's registry reaches this machine's."""
     for name in ("MESH_DISCOVERY__PATH", "XDG_STATE_HOME"):
         monkeypatch.setenv(name, str(tmp_path / name))
+    monkeypatch.setenv("MESH_DRAIN_DELAY", "0.1")
     monkeypatch.chdir(tmp_path)
 
 

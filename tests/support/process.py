@@ -165,6 +165,10 @@ class ChildProcess:
         """End it politely (SIGTERM) and return the exit code; a child that doesn't end in time is killed, and fails."""
         if self.returncode is None:
             self.signal(signal.SIGTERM)
+        return self.ended(timeout)
+
+    def ended(self, timeout: float = 15.0) -> int:
+        """Wait for the end of a child that was told to end; see `stop`."""
         try:
             return self.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -224,9 +228,12 @@ class Processes:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         problems = []
+        for child in self._children:  # all at once: each may take its time to drain
+            if child.returncode is None:
+                child.signal(signal.SIGTERM)
         for child in self._children:
             try:
-                child.stop()
+                child.ended()
             except RuntimeError as error:
                 problems.append(str(error))
             if not child.traceback_expected and "Traceback (most recent call last)" in child.log:
