@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from fastapi_mesh.api_gateway.client import Client
@@ -40,11 +41,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger("fastapi_mesh.gateway")
 
 
+BROKEN = {"type": "fastapi_mesh.response.broken"}
+"""A message that nobody takes. Starlette's BaseHTTPMiddleware (`@app.middleware("http")`) ends the response properly
+before it passes an error of the application on; only what it can't pass on makes it fail in time.
+"""
+
+
 class TruncatedResponseError(MeshError):
     """A service died in the middle of its answer, of which the client has a part already.
 
-    It leaves the ASGI application, because that is the only way to make every server (and every middleware in
-    between) close the client's connection without a valid end.
+    It leaves the ASGI application, because that makes every server close the client's connection without a valid end.
     """
 
     reason = "truncated-response"
@@ -143,7 +149,10 @@ class Forward:
             try:
                 data = await response.read()
             except MeshError as error:
-                raise self._truncated(error) from None
+                truncated = self._truncated(error)
+                with suppress(Exception):  # most servers raise, as they should
+                    await send(BROKEN)
+                raise truncated from None
             if response.at_end or not data:
                 await send({"type": "http.response.body", "body": data})
                 return

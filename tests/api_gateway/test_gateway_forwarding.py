@@ -70,8 +70,10 @@ async def test_a_request_arrives_exactly_as_it_should(http: str) -> None:
 
 async def test_the_answer_comes_back_exactly_as_it_should(http: str) -> None:
     answer = (
-        b"HTTP/1.1 404 Whatever\r\nSet-Cookie: a=1; Path=/\r\nX-Two: 2\r\nContent-Length: 5\r\nContent-Encoding: gzip\r\n"
-        b"Set-Cookie: b=2\r\nConnection: X-Internal\r\nX-Internal: no\r\nKeep-Alive: timeout=9\r\n\r\n\x1f\x8b\x00\xff\n"
+        b"HTTP/1.1 404 Whatever\r\nSet-Cookie: a=1; Path=/\r\nX-Two: 2\r\nContent-Length: 5\r\n"
+        b"Content-Encoding: gzip\r\nSet-Cookie: b=2\r\nConnection: X-Internal\r\nX-Internal: no\r\n"
+        b"Keep-Alive: timeout=9\r\n\r\n"
+        b"\x1f\x8b\x00\xff\n"
     )
     async with RawUpstream(answer) as upstream, serving(gateway_to(upstream.url), http) as port:
         status, headers, body = parts(await talk(port, request("GET /api/x")))
@@ -299,9 +301,9 @@ async def test_cookies_of_one_client_never_reach_another(http: str) -> None:
 
 
 async def test_an_answer_that_no_server_could_send_is_502(http: str) -> None:
-    async with RawUpstream(b"HTTP/1.1 600 Odd\r\ncontent-length: 2\r\n\r\nok") as upstream:
-        async with serving(gateway_to(upstream.url, max_retries=0), http) as port:
-            status, headers, body = parts(await talk(port, request("GET /api/x")))
+    odd = RawUpstream(b"HTTP/1.1 600 Odd\r\ncontent-length: 2\r\n\r\nok")
+    async with odd as upstream, serving(gateway_to(upstream.url, max_retries=0), http) as port:
+        status, headers, body = parts(await talk(port, request("GET /api/x")))
 
     assert (status, dict(headers)[b"x-mesh-reason"]) == (502, b"invalid-response")
     assert upstream.url.removeprefix("http://").encode() not in body
