@@ -41,9 +41,9 @@ class Wires:
             case "http" | "https":
                 self._wires["http"] = self._wires["https"] = H1Wire(observer=self._observer)
             case "h2" | "h2c":
-                from fastapi_mesh.wire.http import HttpxWire  # imported late: httpx2 costs 0.17 s, and few need HTTP/2
+                from fastapi_mesh.wire.h2.wire import Http2Wire  # imported late: few need HTTP/2, and it is an extra
 
-                self._wires["h2"] = self._wires["h2c"] = HttpxWire()
+                self._wires["h2"] = self._wires["h2c"] = Http2Wire(observer=self._observer)
             case "asgi":
                 self._wires["asgi"] = self._asgi
         return self._wires[scheme]
