@@ -121,9 +121,9 @@ def _resolve(name: str, prefix: str, model: type[BaseModel], known: Mapping[str,
     for index, step in enumerate(steps):
         choices = keys_at(model, location)
         word = step.lower()
-        if not choices and free_keys_at(model, location) and word:
+        if word and free_keys_at(model, location):
             word = _service_key(word, here)
-        elif not is_known(model, (*location, word)):
+        elif not word or not is_known(model, (*location, word)):
             guesses = [*choices, "gateway"] if model is MeshConfig and not location else choices
             return location, f"{name}: unknown variable{_guess(name, prefix, steps, index, guesses)}"
         location = (*location, word)

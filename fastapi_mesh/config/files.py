@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastapi_mesh.config.layers import SettingsLayer
+from fastapi_mesh.config.toml_lines import toml_lines
 from fastapi_mesh.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
@@ -66,68 +66,7 @@ def _toml(text: str) -> tuple[dict[str, Any], dict[Location, int]]:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise _FileProblem(f"is not valid TOML: {error}") from error
-    return data, _toml_lines(text)
-
-
-_TOML_KEY = re.compile(r"""\s*(?:"([^"\\]*)"|'([^']*)'|([A-Za-z0-9_-]+))\s*""")
-
-
-def _toml_key(text: str) -> tuple[list[str], str]:
-    """A dotted key at the beginning of `text`, and what follows it."""
-    steps: list[str] = []
-    while match := _TOML_KEY.match(text):
-        steps.append(next(group for group in match.groups() if group is not None))
-        text = text[match.end() :]
-        if not text.startswith("."):
-            return steps, text
-        text = text[1:]
-    return [], text
-
-
-def _toml_lines(text: str) -> dict[Location, int]:
-    """The line of each key of a valid TOML text; keys in inline tables and after multi-line values may be absent."""
-    lines: dict[Location, int] = {}
-    table: Location = ()
-    counts: dict[Location, int] = {}
-    until = ""
-    for number, line in enumerate(text.splitlines(), start=1):
-        if until:
-            until = "" if until in line else until
-            continue
-        stripped = line.strip()
-        if stripped.startswith("["):
-            many = stripped.startswith("[[")
-            steps, rest = _toml_key(stripped[2 if many else 1 :])
-            if not steps or not rest.startswith("]"):
-                continue
-            table = _toml_table(steps, counts, many=many)
-            lines.setdefault(table, number)
-            continue
-        steps, rest = _toml_key(stripped)
-        if steps and rest.startswith("="):
-            lines.setdefault((*table, *steps), number)
-            until = _opened(rest[1:])
-    return lines
-
-
-def _toml_table(steps: list[str], counts: dict[Location, int], *, many: bool) -> Location:
-    """The place of a table header; a step into an array of tables means its last element."""
-    place: Location = ()
-    for index, step in enumerate(steps):
-        place = (*place, step)
-        if many and index == len(steps) - 1:
-            counts[place] = counts.get(place, -1) + 1
-        if place in counts:
-            place = (*place, counts[place])
-    return place
-
-
-def _opened(value: str) -> str:
-    """The quotes that end a multi-line text which begins in `value`, else ""."""
-    for quotes in ('"""', "'''"):
-        if value.count(quotes) % 2:
-            return quotes
-    return ""
+    return data, toml_lines(text)
 
 
 def _json(text: str) -> tuple[dict[str, Any], dict[Location, int]]:

@@ -80,7 +80,7 @@ def load_gateway_config(
     variables, unknown = environment.gateway_variables(env, merged([in_file, in_code]))
     layers = [in_file, environment.described(env, environment.GATEWAY_NAMES), variables, in_code]
     for layer in layers:
-        _spread_urls(layer.data)
+        _spread_urls(layer)
     note, problem = environment.gateway_auth(env)
     if note:
         logger.warning("%s", note)
@@ -170,13 +170,17 @@ def _gateway_part(layer: SettingsLayer, explicit: bool) -> SettingsLayer:
     return SettingsLayer(table, origins)
 
 
-def _spread_urls(data: dict[str, object]) -> None:
+def _spread_urls(layer: SettingsLayer) -> None:
     """A service's plain URLs become a table, so that other sources can add to it."""
-    services = data.get("services")
-    if isinstance(services, dict):
-        for name, value in services.items():
-            if isinstance(value, (str, list)):
-                services[name] = {"instances": value}
+    services = layer.data.get("services")
+    if not isinstance(services, dict):
+        return
+    for name, value in services.items():
+        if isinstance(value, (str, list)):
+            services[name] = {"instances": value}
+            for index in range(len(value)):
+                if origin := layer.origins.get(("services", name, index)):
+                    layer.origins["services", name, "instances", index] = origin
 
 
 def _unknown_services(layers: Sequence[SettingsLayer], known_services: Iterable[str]) -> list[str]:

@@ -150,8 +150,6 @@ def _text(problem: ErrorDetails, location: Location, model: type[BaseModel]) -> 
     if noun is not None and kind.endswith(("_type", "_parsing", "_from_float", "_number", "_type_str", "_size")):
         noun = _noun_at(model, location) or noun
         return f"{said} is not {noun}{_rewritten(value, noun, location)}"
-    if kind == "too_short" and not value:
-        return "is empty"
     text = str(context["error"]) if "error" in context else problem["msg"]
     return "is not valid (its value isn't shown)" if _is_secret(location) else text
 
@@ -272,7 +270,7 @@ def _below(annotation: Any, step: str | int) -> list[tuple[Any, list[object]]]:
         return [] if field is None else _flatten(field.annotation, field.metadata)
     if origin is dict:
         return _flatten(arguments[1], [])
-    if origin in (list, tuple, set, frozenset):
+    if origin in (list, tuple, set, frozenset) and isinstance(step, int):
         return _flatten(arguments[0], [])
     return []
 

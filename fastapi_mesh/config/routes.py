@@ -48,8 +48,14 @@ def _methods(value: object) -> object:
     return tuple(each.upper() if isinstance(each, str) else each for each in value)
 
 
+def _any(methods: tuple[str, ...]) -> tuple[str, ...]:
+    if not methods:
+        raise ValueError("is empty, so no request could match; leave it out for every method")
+    return methods
+
+
 RoutePath = Annotated[str, AfterValidator(route_path)]
-Methods = Annotated[tuple[Token, ...], Field(min_length=1), BeforeValidator(_methods)]
+Methods = Annotated[tuple[Token, ...], BeforeValidator(_methods), AfterValidator(_any)]
 
 
 class RouteConfig(Frozen):

@@ -48,8 +48,10 @@ def test_settings_can_not_be_changed() -> None:
 @pytest.mark.parametrize("backend", LATER_BACKENDS)
 def test_a_backend_of_a_later_version_is_refused_by_name(backend: str) -> None:
     assert problems_of(MeshConfig, discovery={"backend": backend}) == [
-        f"discovery.backend: '{backend}' is not part of this version (0.1); "
-        "use 'local' (one machine), 'static' or services={...}"
+        (
+            f"discovery.backend: '{backend}' is not part of this version (0.1); "
+            "use 'local' (one machine), 'static' or services={...}"
+        )
     ]
 
 
@@ -125,8 +127,10 @@ MISFIT = "so it could never end an attempt; lower attempt_timeout or raise timeo
         ),
         (
             {"defaults": {"outlier": {"max_ejection": 10}}},
-            "defaults.outlier: max_ejection (10 s) is shorter than base_ejection (30 s); "
-            "raise it or lower base_ejection",
+            (
+                "defaults.outlier: max_ejection (10 s) is shorter than base_ejection (30 s); "
+                "raise it or lower base_ejection"
+            ),
         ),
     ],
 )

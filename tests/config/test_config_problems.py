@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import pytest
-from pydantic import RootModel
+from pydantic import Field, RootModel
 
 from fastapi_mesh.config.fields import Frozen, Seconds, shown
 from fastapi_mesh.config.gateway import GatewayConfig
@@ -28,8 +28,10 @@ TIMEOUTS = "timeout, attempt_timeout, connect_timeout, idle_timeout, max_stream_
         ),
         (
             {"policies": {"user-service": {"load_balancing": {"strategy": "round-robin"}}}},
-            "policies.user-service.load_balancing.strategy: 'round-robin' is not one of round_robin, "
-            "least_connections - did you mean 'round_robin'?",
+            (
+                "policies.user-service.load_balancing.strategy: 'round-robin' is not one of round_robin, "
+                "least_connections - did you mean 'round_robin'?"
+            ),
         ),
         (
             {"defaults": {"timeouts": {"timeout": "abc"}}},
@@ -63,13 +65,17 @@ TIMEOUTS = "timeout, attempt_timeout, connect_timeout, idle_timeout, max_stream_
         ({"services": {"x": ["a", "a"]}}, "services.x: 'http://a' is listed twice"),
         (
             {"service_name": "user service"},
-            "service_name: 'user service' is not a service name: letters, digits, '-', '_' and '.', "
-            "a letter or digit at both ends",
+            (
+                "service_name: 'user service' is not a service name: letters, digits, '-', '_' and '.', "
+                "a letter or digit at both ends"
+            ),
         ),
         (
             {"policies": {"user service": {}}},
-            "policies.'user service': 'user service' is not a service name: letters, digits, '-', '_' and '.', "
-            "a letter or digit at both ends",
+            (
+                "policies.'user service': 'user service' is not a service name: letters, digits, '-', '_' and '.', "
+                "a letter or digit at both ends"
+            ),
         ),
         (
             {"metrics_path": "metrics"},
@@ -142,7 +148,7 @@ class _Secrets(Frozen):
     jwt_secret: Seconds = 1.0
     api_key: Literal["a", "b"] = "a"
     password: str = ""
-    tokens: dict[str, int] = {}
+    tokens: dict[str, int] = Field(default={})
     plain: int = 0
 
 
