@@ -7,12 +7,15 @@ import importlib
 import inspect
 import itertools
 import pkgutil
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 import fastapi_mesh
+from tests.support.bare import EXTRAS
 
 PACKAGE = Path(fastapi_mesh.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -151,6 +154,12 @@ def _arguments(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[ast.arg
 def _is_a_bag(annotation: ast.expr) -> bool:
     text = ast.unparse(annotation).replace(" ", "")
     return any(f"{kind}[str,Any]" in text for kind in ("dict", "Dict", "Mapping", "MutableMapping"))
+
+
+def test_importing_the_package_imports_nothing_that_belongs_to_an_extra():
+    code = "import fastapi_mesh, sys; print([name for name in sys.argv[1:] if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code, *EXTRAS], check=True, capture_output=True, text=True)
+    assert result.stdout.strip() == "[]"
 
 
 def _misplaced(names: list[str], outside: dict[str, tuple[str, ...]]) -> list[str]:

@@ -1,6 +1,6 @@
 """Imports every module of the package that needs no extra, and measures what `import fastapi_mesh` costs.
 
-Run by `nox -s bare` in an environment without extras; the arguments are the modules that belong to extras.
+Run by `nox -s bare`, in an environment without extras.
 """
 
 from __future__ import annotations
@@ -12,11 +12,17 @@ import sys
 
 import fastapi_mesh
 
-NEEDS_AN_EXTRA = ("fastapi_mesh.cli", "fastapi_mesh.testing.plugin")
+NEEDS_AN_EXTRA = ("fastapi_mesh.cli", "fastapi_mesh.testing.plugin", "fastapi_mesh.wire.h2")
 """Modules that may import what an extra or the test runner brings; theirs is the job to say so when it is missing."""
 
+EXTRAS = ("uvicorn", "typer", "rich", "redis", "lightkube", "graphql", "yaml", "h2", "websockets", "opentelemetry.sdk")
+"""Modules that extras bring; `import fastapi_mesh` must not import them where they happen to be installed."""
+
 AIM, BOUND = 200.0, 400.0
-"""Milliseconds that `import fastapi_mesh` may add to `import fastapi`: what we aim at, and what fails."""
+"""CPU milliseconds that `import fastapi_mesh` may add to `import fastapi`: what we aim at, and what fails unless the
+machine is so slow or busy that fastapi itself takes long (`FACTOR`)."""
+FACTOR = 1.5
+"""Times fastapi's own import."""
 RUNS = 7
 
 
@@ -35,30 +41,28 @@ def _raise(name: str) -> None:
 
 
 def _seconds(statement: str) -> float:
-    code = f"import time; start = time.perf_counter(); {statement}; print(time.perf_counter() - start)"
+    code = f"import time; start = time.process_time(); {statement}; print(time.process_time() - start)"
     return float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
 
 
-def import_cost() -> float:
-    """Milliseconds that the package adds to fastapi, the best of several runs interleaved."""
+def import_cost() -> tuple[float, float]:
+    """CPU milliseconds of fastapi alone, and what the package adds to it: the best of several runs, interleaved."""
     _seconds("import fastapi_mesh")
     pairs = [(_seconds("import fastapi"), _seconds("import fastapi; import fastapi_mesh")) for _ in range(RUNS)]
-    alone, both = (min(times) for times in zip(*pairs, strict=True))
-    print(f"import fastapi: {alone * 1000:.0f} ms; with fastapi_mesh: {both * 1000:.0f} ms (best of {RUNS})")
-    return (both - alone) * 1000
+    alone, both = (min(times) * 1000 for times in zip(*pairs, strict=True))
+    return alone, both - alone
 
 
 def main() -> None:
-    optional = sys.argv[1:]
     names = import_everything()
-    imported = [name for name in optional if name in sys.modules]
+    imported = [name for name in EXTRAS if name in sys.modules]
     if imported:
         sys.exit(f"imported without being asked for: {', '.join(imported)}")
     print(f"{len(names)} modules imported without any extra")
-    cost = import_cost()
-    print(f"import fastapi_mesh adds {cost:.0f} ms to importing fastapi (aim < {AIM:.0f}, fails over {BOUND:.0f})")
-    if cost > BOUND:
-        sys.exit(1)
+    alone, added = import_cost()
+    print(f"import fastapi: {alone:.0f} ms of CPU; fastapi_mesh adds {added:.0f} ms (best of {RUNS}; aim < {AIM:.0f})")
+    if added > max(BOUND, FACTOR * alone):
+        sys.exit(f"too much: over {BOUND:.0f} ms and over {FACTOR} times fastapi's own")
 
 
 if __name__ == "__main__":
