@@ -137,7 +137,7 @@ class H1Connection(asyncio.Protocol):
         self._retire()
         if self.made:
             self._transport.close()
-            self._linger = asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, self._transport.abort)
+            self._linger = self.pool.loop.call_later(CLOSE_TIMEOUT, self._transport.abort)
 
     def cut(self, error: UpstreamConnectionError) -> None:
         """Cut it, failing the exchange with `error`."""
@@ -343,7 +343,7 @@ class H1Connection(asyncio.Protocol):
 
     def _finish(self, exchange: Exchange, data: bytes) -> None:
         """The message is complete: give the connection back, then tell whoever waits for it."""
-        if data[-1] in b"\r\n" and self._has_excess(exchange, data):
+        if (exchange.to_head and exchange.parts) or (data[-1] in b"\r\n" and self._has_excess(exchange, data)):
             exchange.lose(UpstreamProtocolError("data after the end of the message"))
             return
         self._exchange = None

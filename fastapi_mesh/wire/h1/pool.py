@@ -40,6 +40,7 @@ class Pool:
         "_ssl",
         "_sweeper",
         "host_line",
+        "loop",
         "open",
     )
 
@@ -63,6 +64,7 @@ class Pool:
         self._queue: OrderedDict[asyncio.Future[H1Connection | None], None] = OrderedDict()
         self._sweeper: asyncio.TimerHandle | None = None
         self.host_line = b"host: " + instance.authority + b"\r\n"
+        self.loop = asyncio.get_running_loop()
         self.open = 0
 
     @property
@@ -110,7 +112,7 @@ class Pool:
         connection.expires = monotonic() + connection.keep_for
         self._idle[connection] = None
         if self._sweeper is None:
-            self._sweeper = asyncio.get_running_loop().call_later(self._settings.keepalive_expiry, self._sweep)
+            self._sweeper = self.loop.call_later(self._settings.keepalive_expiry, self._sweep)
 
     def withdraw(self, connection: H1Connection) -> None:
         """It must not be used again."""
@@ -163,7 +165,7 @@ class Pool:
 
     async def _wait_turn(self, request: Request, first: bool) -> H1Connection | None:
         """Wait in the queue, at its head if `first`; returns a connection, or None for the right to make one."""
-        loop = asyncio.get_running_loop()
+        loop = self.loop
         waiter: asyncio.Future[H1Connection | None] = loop.create_future()
         self._queue[waiter] = None
         if first:
@@ -226,7 +228,7 @@ class Pool:
         return connection
 
     async def _open(self, connection: H1Connection) -> None:
-        await asyncio.get_running_loop().create_connection(
+        await self.loop.create_connection(
             lambda: connection,
             self._address,
             self._port,
@@ -243,7 +245,7 @@ class Pool:
             oldest = next(iter(self._idle))
             if oldest.expires > now:
                 delay = oldest.expires - now
-                self._sweeper = asyncio.get_running_loop().call_later(delay + 0.01, self._sweep)
+                self._sweeper = self.loop.call_later(delay + 0.01, self._sweep)
                 return
             del self._idle[oldest]
             oldest.close()
