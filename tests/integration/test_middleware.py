@@ -621,6 +621,37 @@ def test_a_start_that_fails_without_a_lifespan_is_answered_and_logged_for_each_r
     assert re.search(r"can't start[\s\S]*setting: metrics_path", caplog.text)
 
 
+def test_a_websocket_that_starts_a_mesh_which_can_t_start_fails_with_the_reason():
+    client = TestClient(application(metrics_path="metrics"))
+    with pytest.raises(ConfigurationError, match="metrics_path"), client.websocket_connect("/ws"):
+        raise AssertionError("it must not be accepted")
+
+
+@pytest.mark.anyio
+async def test_an_unforeseen_error_at_the_start_is_told_to_the_server_too_and_its_traceback_logged(caplog):
+    class Broken(ServiceMesh):
+        async def start(self) -> None:
+            raise ZeroDivisionError("planted")
+
+    app = FastAPI()
+    app.add_middleware(ServiceMeshMiddleware, mesh=Broken("orders"))
+    (message,) = await lifespan_messages(app)
+    assert message["type"] == "lifespan.startup.failed"
+    assert "reason:  ZeroDivisionError: planted" in message["message"]
+    assert [record.exc_info is not None for record in caplog.records] == [True]
+
+
+def test_a_second_application_on_the_same_mesh_works_uncounted_and_says_so(caplog):
+    mesh = ServiceMesh("orders")
+    apps = [FastAPI(), FastAPI()]
+    for app in apps:
+        app.add_middleware(ServiceMeshMiddleware, mesh=mesh)
+    with TestClient(apps[0]) as first, TestClient(apps[1]) as second:
+        assert first.get("/health").status_code == second.get("/health").status_code == 200
+    assert "HTTP requests of this application are not counted" in caplog.text
+    assert not mesh.started
+
+
 def test_other_asgi_applications_can_be_nodes_too():
     async def plain(scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["type"] == "http"

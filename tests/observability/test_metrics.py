@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 
 import pytest
 from fastapi import APIRouter, FastAPI
@@ -25,6 +24,7 @@ from fastapi_mesh.core.events import (
     TrailersDropped,
 )
 from fastapi_mesh.exceptions import ConfigurationError
+from fastapi_mesh.observability.gateway_metrics import GatewayMetrics
 from fastapi_mesh.observability.metrics import MAX_SERVICES, MeshMetrics
 from fastapi_mesh.observability.server import measure_server
 
@@ -181,6 +181,7 @@ def test_worker_processes_are_read_as_one_and_an_ended_one_takes_its_gauges_alon
     worker = """
 import sys
 from fastapi_mesh.core.events import CircuitChanged, InstancesChanged
+from fastapi_mesh.observability.gateway_metrics import GatewayMetrics
 from fastapi_mesh.observability.metrics import MeshMetrics
 metrics = MeshMetrics("gateway")
 metrics.gateway.request(b"GET", "/a", 200, 0.01)
@@ -254,15 +255,8 @@ def test_two_applications_on_one_registry_are_refused_instead_of_losing_one():
         measure_server(app_with_routes(), registry)
 
 
-def test_counting_a_gateway_request_costs_microseconds():
-    gateway = MeshMetrics("gateway").gateway
-    gateway.request(b"GET", "/a", 200, 0.01)
-    best = min(_seconds_for(gateway.request, 2000) for _ in range(10))
-    assert best / 2000 < 20e-6  # 1 us where nothing else runs; a lost cache of children costs ten times as much
-
-
-def _seconds_for(request: object, times: int) -> float:
-    started = time.perf_counter()
-    for _ in range(times):
-        request(b"GET", "/a", 200, 0.01)  # type: ignore[operator]
-    return time.perf_counter() - started
+def test_two_gateways_on_one_registry_are_refused():
+    metrics = MeshMetrics("gateway")
+    assert metrics.gateway is metrics.gateway
+    with pytest.raises(ConfigurationError, match="metrics_registry"):
+        GatewayMetrics(metrics.registry)

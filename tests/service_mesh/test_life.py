@@ -6,6 +6,9 @@ import asyncio
 import logging
 import signal
 import socket
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -155,6 +158,95 @@ async def test_an_application_that_registered_itself_is_not_registered_twice(ser
         await until(node.life._registering.done)
         assert node.events == ["start"]
         await node.life.close()
+
+
+async def test_a_registration_that_can_t_succeed_is_said_and_not_tried_again(server, caplog):
+    class Refused(Node):
+        async def register_service(self, **options: object) -> None:
+            raise ConfigurationError("address: 'x y' is no address")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        node = Refused(port=listener.getsockname()[1], address="127.0.0.1")
+        await node.life.open()
+        node.life.serving()
+        await until(node.life._registering.done)
+        assert "orders is not registered: address: 'x y' is no address" in caplog.text
+        await node.life.close()
+
+
+async def test_a_registration_on_its_way_is_finished_before_it_is_withdrawn(server):
+    class Slow(Node):
+        async def register_service(self, **options: object) -> None:
+            self.events.append("registering")
+            await self.clock.sleep(0.5)
+            await super().register_service(**options)  # type: ignore[arg-type] # passes them on
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        node = Slow(port=listener.getsockname()[1], address="127.0.0.1")
+        await node.life.open()
+        node.life.serving()
+        await until(lambda: "registering" in node.events)
+        closing = asyncio.get_running_loop().create_task(node.life.close())
+        await node.clock.advance(0.6)
+        await closing
+        assert [each if isinstance(each, str) else each[0] for each in node.events] == [
+            "start",
+            "registering",
+            "register",
+            "deregister",
+            "stop",
+        ]
+
+
+@pytest.mark.spec("B37")
+async def test_where_a_process_can_t_see_its_sockets_the_first_request_tells_the_port(server, monkeypatch):
+    monkeypatch.setattr("fastapi_mesh.discovery.address.own_listeners_known", lambda: False)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        node = Node()
+        await node.life.open()
+        node.life.serving()
+        await node.clock.advance(2)
+        assert node.registrations == ()
+        node.life.saw_server(("/run/server.sock", None))
+        node.life.saw_server(listener.getsockname())
+        await node.clock.advance(1)
+        await until(lambda: node.registrations)
+        assert node.registrations == (("127.0.0.1", listener.getsockname()[1], "/health"),)
+        await node.life.close()
+
+
+async def test_a_signal_after_the_mesh_was_stopped_by_hand_passes(node, server):
+    await node.life.open()
+    node.registrations = ((),)
+    await node.supervisor.aclose()
+    signal.raise_signal(signal.SIGTERM)
+    await asyncio.sleep(0)
+    assert server == [signal.SIGTERM]
+
+
+def test_without_any_server_the_signal_still_ends_the_process_after_the_drain():
+    code = """
+import asyncio, signal
+from tests.service_mesh.test_life import Node
+from fastapi_mesh.core.clock import SystemClock
+
+async def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    node = Node(drain_delay=0.05)
+    node.clock = SystemClock()
+    await node.life.open()
+    node.registrations = ((),)
+    signal.raise_signal(signal.SIGINT)
+    print("ignored", flush=True)
+    signal.raise_signal(signal.SIGTERM)
+    await asyncio.sleep(10)
+    print("not reached", flush=True)
+
+asyncio.run(main())
+"""
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split(), done.stderr) == (-signal.SIGTERM, ["ignored"], "")
 
 
 @pytest.mark.parametrize(
