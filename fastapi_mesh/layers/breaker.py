@@ -7,6 +7,7 @@ began before the circuit opened can't open it again when it fails late.
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING
 
 import pybreaker
@@ -128,13 +129,17 @@ class ServiceBreaker:
     """Counts logical calls, not attempts; a full bulkhead and the caller's own cancellation are neutral.
 
     A connection that failed at one instance says nothing about the service while the call left another healthy
-    instance untried: that is the instance's failure, and InstanceHealth counts it.
+    instance untried: that is the instance's failure, and InstanceHealth counts it. And all calls that were under way
+    together when their connections failed count as one failure: one process has died, however many calls it had.
     """
 
-    __slots__ = ("inner",)
+    __slots__ = ("_clock", "_lost_at", "inner")
 
-    def __init__(self, inner: Service) -> None:
+    def __init__(self, inner: Service, *, clock: Clock) -> None:
         self.inner = inner
+        self._clock = clock
+        self._lost_at: dict[str, float] = {}
+        """Service to when a connection failure was last counted for it."""
 
     async def __call__(self, request: Request) -> Response:
         context = request.context
@@ -153,7 +158,7 @@ class ServiceBreaker:
         try:
             response = await self.inner(request)
         except BaseException as error:
-            if _blames_service(error, context):
+            if self._blames_service(error, context):
                 breaker.fail(ticket)
             else:
                 breaker.forget(ticket)
@@ -165,24 +170,29 @@ class ServiceBreaker:
         elif response.at_end:
             breaker.succeed(ticket)
         else:
-            response.on_close(_closed, (breaker, ticket, context))
+            response.on_close(self._closed, (breaker, ticket, context))
         return response
 
+    def _blames_service(self, error: BaseException, context: CallContext) -> bool:
+        if not isinstance(error, ServiceUnavailableError) or isinstance(error, BulkheadFullError):
+            return False
+        if not isinstance(error, UpstreamConnectionError):
+            return True
+        last, state = context.instance, context.state
+        if any(each is not last and each not in context.tried for each in state.candidates):
+            return False
+        if context.started < self._lost_at.get(state.name, -inf):
+            return False
+        self._lost_at[state.name] = self._clock.now()
+        return True
 
-def _blames_service(error: BaseException, context: CallContext) -> bool:
-    if not isinstance(error, ServiceUnavailableError) or isinstance(error, BulkheadFullError):
-        return False
-    if isinstance(error, UpstreamConnectionError):
-        last = context.instance
-        return not any(each is not last and each not in context.tried for each in context.state.candidates)
-    return True
-
-
-def _closed(argument: tuple[Breaker, int, CallContext], outcome: Outcome, error: BaseException | None) -> None:
-    breaker, ticket, context = argument
-    if outcome is Outcome.COMPLETE:
-        breaker.succeed(ticket)
-    elif error is not None and _blames_service(error, context):
-        breaker.fail(ticket)
-    else:
-        breaker.forget(ticket)
+    def _closed(
+        self, argument: tuple[Breaker, int, CallContext], outcome: Outcome, error: BaseException | None
+    ) -> None:
+        breaker, ticket, context = argument
+        if outcome is Outcome.COMPLETE:
+            breaker.succeed(ticket)
+        elif error is not None and self._blames_service(error, context):
+            breaker.fail(ticket)
+        else:
+            breaker.forget(ticket)

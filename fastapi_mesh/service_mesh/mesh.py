@@ -507,6 +507,16 @@ class ServiceMesh:
         """Fixed instances of a service, looked up before discovery; replaces those given before."""
         self._sources.add(name, target)
 
+    @property
+    def fixed_services(self) -> tuple[str, ...]:
+        """The services that were given fixed instances, sorted."""
+        return self._sources.static.services()
+
+    @property
+    def finds_services(self) -> bool:
+        """Whether there is a registry, which may know services that nobody gave."""
+        return self._sources.backend is not None
+
     def configure_load_balancing(self, settings: Mapping[str, Mapping[str, object]]) -> None:
         """Per service: `{"strategy": "least_connections", "weights": {"order-service-2": 2.0}}`."""
         for service, section in balancing_policies(settings).items():

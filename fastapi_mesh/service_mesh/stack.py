@@ -76,7 +76,7 @@ ORDER: tuple[Row, ...] = (
         "ServiceBreaker",
         outside=("Bulkhead", "Retry"),
         because="an open circuit answers at once; it counts calls, not attempts, and a full bulkhead is neutral to it",
-        make=lambda inner, parts: ServiceBreaker(inner),
+        make=lambda inner, parts: ServiceBreaker(inner, clock=parts.clock),
         needs=lambda policy: policy.breaker is not None,
     ),
     Row(

@@ -161,7 +161,9 @@ async def test_only_one_trial_at_a_time() -> None:
     failing = True
     policy = ServicePolicy(retry=FAST, circuit_breaker=None)
     bench = Rig(
-        lambda r: (broken() if failing else Answer(200, delay=5)) if r.context.instance.instance.id == "users-2" else 200,
+        lambda r: (
+            (broken() if failing else Answer(200, delay=5)) if r.context.instance.instance.id == "users-2" else 200
+        ),
         policy,
     )
     for _ in range(30):

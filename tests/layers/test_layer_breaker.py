@@ -189,7 +189,27 @@ async def test_one_dead_instance_is_not_the_services_failure_while_others_are_un
     for _ in range(3):
         with pytest.raises(UpstreamConnectionError):
             await bench.call("POST")
+        await bench.clock.advance(0.01)
     assert bench.state.breaker.state == "open"
+
+
+@pytest.mark.spec("X-08")
+async def test_connections_lost_together_count_as_one_failure() -> None:
+    bench = rig([Answer(error=broken(), delay=1.0)], instances=1)
+    lost = 0
+
+    async def one() -> None:
+        nonlocal lost
+        with pytest.raises(UpstreamConnectionError):
+            await bench.call("POST")
+        lost += 1
+
+    async with anyio.create_task_group() as group:
+        for _ in range(20):
+            group.start_soon(one)
+        await bench.clock.advance(2.0)
+    assert lost == 20
+    assert bench.state.breaker.statistics()["failures"] == 1
 
 
 @pytest.mark.spec("X-08")

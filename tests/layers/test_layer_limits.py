@@ -124,7 +124,9 @@ async def test_a_retry_takes_no_second_seat() -> None:
 
 @pytest.mark.spec("X-12")
 async def test_the_record_says_what_was_tried_and_what_came_of_it() -> None:
-    bench = Rig([refused(), 503, Answer(200, body=b"x")], ServicePolicy(retry=RetryPolicy(base_delay=0.0, jitter=False)))
+    bench = Rig(
+        [refused(), 503, Answer(200, body=b"x")], ServicePolicy(retry=RetryPolicy(base_delay=0.0, jitter=False))
+    )
     response = await bench.call("PUT")
     record = bench.stack.records[-1]
     assert [(a.error, a.status) for a in record.attempts] == [("connection-failed", None), (None, 503), (None, 200)]

@@ -1,5 +1,7 @@
 """What is repeated, where, how often, and what never is."""
 
+import itertools
+
 import pytest
 
 from fastapi_mesh.config.policies import RetryPolicy, ServicePolicy, TimeoutPolicy
@@ -141,7 +143,7 @@ async def test_the_waits_grow_exponentially_up_to_the_cap() -> None:
     bench = rig([503], max_attempts=5, base_delay=1.0, multiplier=2.0, max_delay=3.0)
     await run_with_time(bench, bench.call(), 20.0)
     times = [call.at for call in bench.wire.calls]
-    assert [b - a for a, b in zip(times, times[1:], strict=False)] == pytest.approx([1.0, 2.0, 3.0, 3.0])
+    assert [b - a for a, b in itertools.pairwise(times)] == pytest.approx([1.0, 2.0, 3.0, 3.0])
 
 
 @pytest.mark.spec("X-04")
@@ -149,7 +151,7 @@ async def test_linear_waits_grow_by_the_base() -> None:
     bench = rig([503], max_attempts=4, base_delay=0.5, backoff_strategy="linear", max_delay=10.0)
     await run_with_time(bench, bench.call(), 20.0)
     times = [call.at for call in bench.wire.calls]
-    assert [b - a for a, b in zip(times, times[1:], strict=False)] == pytest.approx([0.5, 1.0, 1.5])
+    assert [b - a for a, b in itertools.pairwise(times)] == pytest.approx([0.5, 1.0, 1.5])
 
 
 @pytest.mark.spec("X-04")

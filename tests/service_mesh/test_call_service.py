@@ -158,7 +158,9 @@ async def test_4xx_and_5xx_are_errors_with_status_and_body(fake: FakeMesh) -> No
 async def test_answers_that_are_not_json(fake: FakeMesh) -> None:
     service = fake.service("s")
     service.get("/empty").returns(status=204)
-    service.get("/text").replies.append(Answer(200, "grüße".encode(), [(b"content-type", b"text/plain; charset=utf-8")]))
+    service.get("/text").replies.append(
+        Answer(200, "grüße".encode(), [(b"content-type", b"text/plain; charset=utf-8")])
+    )
     service.get("/bytes").replies.append(Answer(200, b"\x00\x01", [(b"content-type", b"application/octet-stream")]))
     service.get("/liar").replies.append(Answer(200, b"{", [(b"content-type", b"application/json")]))
     assert await fake.call_service("s", "/empty") is None
