@@ -144,24 +144,31 @@ def http_scope(request: Request, instance: Instance, state: dict[str, object]) -
 def _scope_headers(request: Request, instance: Instance) -> list[Header]:
     """The headers as a server would hand them on: lower case, one `host`, framing that fits the body."""
     try:
-        headers = end_to_end(request.headers)
-        stated = content_length(headers)
+        fields = end_to_end(request.headers)
+        stated = content_length(fields)
     except ValueError as error:
         raise InvalidRequestError(str(error), service=request.service) from error
-    body = request.body
-    hosts = sum(name == b"host" for name, _ in headers)
-    if hosts > 1:
-        raise InvalidRequestError("more than one host header", service=request.service)
+    headers: list[Header] = []
+    hosts = 0
+    for field in fields:
+        name = field[0]
+        if name == b"host":
+            hosts += 1
+            headers.insert(0, field)
+        elif name not in (b"content-length", b"expect"):
+            headers.append(field)
     if hosts == 0:
         headers.insert(0, (b"host", instance.authority if instance.port else instance.address.encode()))
+    elif hosts > 1:
+        raise InvalidRequestError("more than one host header", service=request.service)
+    body = request.body
     if isinstance(body, bytes):
-        if stated != len(body):
-            headers = [field for field in headers if field[0] != b"content-length"]
-            if body or request.method in (b"POST", b"PUT", b"PATCH"):
-                headers.append((b"content-length", b"%d" % len(body)))
+        stated = len(body) if body or request.method in (b"POST", b"PUT", b"PATCH") else None
     elif stated is None:
         headers.append((b"transfer-encoding", b"chunked"))  # how an application sees that there is a body
-    return [field for field in headers if field[0] != b"expect"]
+    if stated is not None:
+        headers.append((b"content-length", b"%d" % stated))
+    return headers
 
 
 def _wants_websocket(request: Request) -> bool:

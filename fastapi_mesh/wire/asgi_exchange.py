@@ -44,6 +44,36 @@ FAREWELL = 0.1
 class Exchange:
     """One request in an application, and the source of its response's body."""
 
+    __slots__ = (
+        "_bodiless",
+        "_body",
+        "_body_read",
+        "_chunks",
+        "_clock",
+        "_error",
+        "_finished",
+        "_gone",
+        "_head",
+        "_hold",
+        "_idle_timeout",
+        "_left",
+        "_lifetime",
+        "_listening",
+        "_longest",
+        "_over",
+        "_parts",
+        "_reader",
+        "_reading",
+        "_scope",
+        "_sent",
+        "_size",
+        "_stated",
+        "_vacant",
+        "service",
+        "task",
+        "upgrade",
+    )
+
     def __init__(self, request: Request, scope: Message, clock: Clock) -> None:
         context = request.context
         self.service = request.service

@@ -76,6 +76,19 @@ class WebSocketExchange(Exchange):
     application that returns closes with 1000, one that fails with 1011.
     """
 
+    __slots__ = (
+        "_arrived",
+        "_disconnect",
+        "_fragments",
+        "_handshake",
+        "_inbox",
+        "_inbox_size",
+        "_is_text",
+        "_protocol",
+        "_taken",
+        "_timer",
+    )
+
     def __init__(
         self, request: Request, scope: Message, clock: Clock, protocol: ServerProtocol, handshake: list[Header]
     ) -> None:

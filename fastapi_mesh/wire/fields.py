@@ -50,10 +50,14 @@ def content_length(fields: Iterable[Header]) -> int | None:
 
     Raises ValueError when it is no number or there are several (RFC 9110 section 8.6; equal ones are one).
     """
-    values = {value.strip() for name, value in fields if name == b"content-length"}
-    if not values:
+    found: bytes | None = None
+    for name, value in fields:
+        if name == b"content-length":
+            if found is not None and found != value:
+                raise ValueError("there are several Content-Lengths")
+            found = value
+    if found is None:
         return None
-    value = values.pop()
-    if values or not value.isdigit() or len(value) > 18:
-        raise ValueError("the Content-Length is not one number")
-    return int(value)
+    if not found.isdigit() or len(found) > 18:
+        raise ValueError("the Content-Length is not a number")
+    return int(found)

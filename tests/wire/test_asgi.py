@@ -93,7 +93,7 @@ async def test_the_scope_has_the_raw_bytes_and_lower_case_names():
     assert scope["path"] == "/v1/a/b/ä"
     assert scope["raw_path"] == b"/v1/a%2Fb/%C3%A4"
     assert scope["query_string"] == b"x=%20&y"
-    assert scope["headers"] == [(b"x-a", b"1"), (b"x-a", b"2"), (b"host", b"shop.example")]
+    assert scope["headers"] == [(b"host", b"shop.example"), (b"x-a", b"1"), (b"x-a", b"2")]
     assert scope["root_path"] == ""
     assert scope["client"] == ("127.0.0.1", 0)
 
@@ -389,6 +389,15 @@ async def test_an_exception_before_the_head_is_a_failed_connection_with_its_caus
     assert caught.value.request_sent is True
     assert caught.value.response_started is False
     assert caught.value.service == "orders"
+
+
+async def test_even_a_group_of_base_exceptions_reaches_the_caller():
+    async def app(scope, receive, send):
+        raise BaseExceptionGroup("several", [asyncio.CancelledError(), KeyError("x")])
+
+    async with asgi_wire() as wire:
+        with pytest.raises(UpstreamConnectionError, match="several"):
+            await wire(request_to(app))
 
 
 async def test_an_exception_after_the_head_fails_the_body():

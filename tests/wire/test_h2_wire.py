@@ -380,6 +380,42 @@ async def test_a_body_that_is_not_taken_is_a_timeout():
         assert caught.value.phase == "write"
 
 
+async def test_a_full_socket_holds_up_the_body_until_the_peer_reads_again():
+    resumed = []
+
+    def on_event(server, event):
+        if isinstance(event, h2.events.RequestReceived):
+            server.h2.increment_flow_control_window(2**30)
+            server.flush()
+            server.transport.pause_reading()
+
+            def resume():
+                resumed.append(True)
+                server.transport.resume_reading()
+
+            asyncio.get_running_loop().call_later(0.1, resume)
+        elif isinstance(event, h2.events.StreamEnded):
+            server.answer(event.stream_id, b"%d" % sum(len(part.data) for part in server.seen(h2.events.DataReceived)))
+
+    settings = {h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 2**30}
+    async with script(on_event, settings=settings) as server, http2_wire() as wire:
+        response = await wire(make_request(server.port, method=b"POST", body=b"x" * 12_000_000))
+        assert await response.read_all() == b"12000000"
+        assert resumed == [True]
+
+
+async def test_a_connection_that_has_no_ids_left_is_replaced():
+    async with script(answering()) as server, http2_wire() as wire:
+        await (await wire(make_request(server.port))).read_all()
+        [pool] = wire._pools.values()
+        pool.connections[0]._h2.highest_outbound_stream_id = 2**31 - 1
+        with pytest.raises(UpstreamConnectionError) as caught:
+            await wire(make_request(server.port))
+        assert (caught.value.request_sent, caught.value.service) == (False, "orders")
+        assert (await wire(make_request(server.port))).status == 200
+        assert len(server.made) == 2
+
+
 async def test_a_stream_lasts_no_longer_than_it_may():
     async with script(answering(b"first", end=False)) as server, http2_wire() as wire:
         response = await wire(make_request(server.port, max_stream_duration=0.05))

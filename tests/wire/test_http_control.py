@@ -7,6 +7,7 @@ import json
 import ssl
 from contextlib import aclosing, asynccontextmanager, suppress
 
+import httpx2
 import pytest
 import trustme
 
@@ -17,7 +18,7 @@ from fastapi_mesh.exceptions import (
     UpstreamProtocolError,
     UpstreamTimeoutError,
 )
-from fastapi_mesh.wire.http import ControlClient, ControlResponse
+from fastapi_mesh.wire.http import ControlClient, ControlResponse, _translated
 
 pytestmark = pytest.mark.anyio
 
@@ -140,6 +141,24 @@ async def test_a_header_that_can_t_be_sent_is_the_caller_s_fault():
     async with server(OK) as (url, _), control(url) as client:
         with pytest.raises(InvalidRequestError):
             await client.request("GET", "/", headers={"X": "a\nb"})
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (httpx2.ConnectTimeout, {"phase": "connect", "request_sent": False}),
+        (httpx2.PoolTimeout, {"phase": "connect", "request_sent": False}),
+        (httpx2.WriteTimeout, {"phase": "write", "request_sent": True}),
+        (httpx2.ReadTimeout, {"phase": "read", "request_sent": True}),
+        (httpx2.ProxyError, {"request_sent": False}),
+        (httpx2.ReadError, {"request_sent": True}),
+        (httpx2.WriteError, {"request_sent": True}),
+    ],
+)
+def test_each_error_of_httpx2_says_whether_the_request_can_have_arrived(error, expected):
+    translated = _translated(error(""), "http://registry")
+    assert {name: getattr(translated, name) for name in expected} == expected
+    assert str(translated) == f"http://registry: {error.__name__}"
 
 
 async def test_lines_arrive_as_they_come_until_the_iterator_is_closed():
