@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     ServiceTarget = str | Sequence[str] | Sequence[Instance] | ASGIApp
 
 logger = logging.getLogger("fastapi_mesh")
+REQUEST_ID = b"x-request-id"
 T = TypeVar("T")
 A = TypeVar("A")
 
@@ -313,9 +314,15 @@ class ServiceMesh:
         return context
 
     async def send(self, request: Request) -> Response:
-        """Answer `request` through the stack, starting the mesh first where nobody has."""
+        """Answer `request` through the stack, starting the mesh first where nobody has.
+
+        The id of the request that is being answered goes along as `x-request-id`.
+        """
         if self._resources is None:
             await self.start()
+        request_id = request.context.request_id
+        if request_id and not any(name == REQUEST_ID for name, _ in request.headers):
+            request.headers.append((REQUEST_ID, request_id.encode("latin-1")))
         return await self.stack(request)
 
     @overload

@@ -271,3 +271,17 @@ async def test_the_pytest_fixture_is_there(fake_mesh: FakeMesh) -> None:
     assert await fake_mesh.call_service("s", "/x") == {"ok": True}
     assert len(fake_mesh.calls) == 3
     await fake_mesh.stop()
+
+
+async def test_the_inbound_requests_id_goes_along(fake: FakeMesh) -> None:
+    from fastapi_mesh.core.context import Inbound, current_inbound
+
+    fake.service("s").get("/x").returns({})
+    token = current_inbound.set(Inbound(fake, request_id="r-1"))
+    try:
+        await fake.call_service("s", "/x")
+        await fake.call_service("s", "/x", headers={"X-Request-ID": "mine"})
+    finally:
+        current_inbound.reset(token)
+    await fake.call_service("s", "/x")
+    assert [dict(call.headers).get(b"x-request-id") for call in fake.calls] == [b"r-1", b"mine", None]
