@@ -27,7 +27,8 @@ BENCH_TOOLS = ("fastapi-proxy-lib==0.3.0", "httpx<1")
 def demo(session: nox.Session) -> None:
     """Three services, two instances each, and a gateway, on this machine: nox -s demo [-- --once]."""
     session.install("-q", ".[cli]")
-    session.run("fastapi-mesh", "demo", *session.posargs)
+    # On Ctrl-C nox would kill it after half a second; it needs about one to end its processes in order.
+    session.run("fastapi-mesh", "demo", *session.posargs, interrupt_timeout=10, terminate_timeout=10)
 
 
 @nox.session
