@@ -69,9 +69,11 @@ class OwnRegistrations:
         the background. Raises ConfigurationError for what trying again can't mend; nothing is kept then.
         """
         key = instance.service, instance.id
-        await self._drop(key)
-        own = self._own[key] = _Own(instance, asyncio.get_running_loop().create_future())
+        while key in self._own:  # another `add` may have come first
+            await self._drop(key)
+        own = _Own(instance, asyncio.get_running_loop().create_future())
         own.task = self._supervisor.keep(lambda: self._keep_alive(own), name=own.name)
+        self._own[key] = own
         timer = self._clock.call_later(timeout, own.answer)
         try:
             await own.answered

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import gc
 import logging
 import os
@@ -18,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from fastapi_mesh.core.instance import Instance
+from fastapi_mesh.core.tasks import Supervisor
 from fastapi_mesh.discovery.local import LocalRegistry, default_path
 from fastapi_mesh.discovery.local_database import APPLICATION_ID, SCHEMA_VERSION
 from fastapi_mesh.exceptions import ConfigurationError, ServiceDiscoveryError
@@ -292,6 +294,46 @@ async def test_a_damaged_file_is_moved_aside_loudly_and_made_anew(registry_at, t
     assert str(aside.name) in record.message
 
 
+async def test_only_one_process_repairs_at_a_time(registry_at, tmp_path):
+    (tmp_path / "registry.db").write_bytes(b"\x01" * 5000)
+    registry = registry_at()
+    with (tmp_path / "registry.db.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ServiceDiscoveryError, match="is being repaired by another process"):
+            await registry.open()
+        (tmp_path / "registry.db").unlink()  # what the other process does
+
+    await registry.open()
+
+    assert list(tmp_path.glob("registry.db.corrupt-*")) == []
+
+
+async def test_a_damaged_file_that_can_t_be_moved_is_a_configuration_error(registry_at, tmp_path):
+    (tmp_path / "registry.db").write_bytes(b"\x01" * 5000)
+    (tmp_path / "registry.db.lock").mkdir()
+
+    with pytest.raises(ConfigurationError, match=r"is damaged \(file is not a database\) and can't be moved aside"):
+        await registry_at().open()
+
+
+async def test_a_file_whose_journal_can_t_be_switched_yet_is_waited_for(registry_at):
+    registry = registry_at()
+    await registry.open()
+    await registry.aclose()
+    execute(registry.path, "PRAGMA journal_mode = DELETE")
+    supervisor = Supervisor()
+    with closing(sqlite3.connect(registry.path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM instances").fetchall()
+        opening = supervisor.start(registry.open(), name="open")
+        await asyncio.sleep(0.1)
+        assert not opening.done()
+        reader.execute("ROLLBACK")
+
+    async with asyncio.timeout(5):
+        await opening
+
+
 async def test_a_file_damaged_while_in_use_is_made_anew_and_filled_by_beats(registry_at, tmp_path, caplog):
     registry, other = registry_at(heartbeat=0.8), registry_at()
     mine, theirs = await registry.register(instance(1)), await other.register(instance(2))
@@ -433,7 +475,10 @@ async def test_a_watch_raises_what_is_wrong_and_works_when_called_again(registry
 
 async def test_nothing_is_left_open_after_aclose_and_open_starts_again(registry_at):
     registry = registry_at()
-    registration = await registry.register(instance())
+    async with registry:
+        registration = await registry.register(instance())
+        assert ids(await registry.instances()) == ["users-1"]
+    await registry.open()
     async with Seen(registry, "users") as seen:
         await seen.until(lambda now: len(now) == 1)
         await registry.aclose()

@@ -180,6 +180,16 @@ async def test_adding_the_same_id_again_replaces_the_instance(own, registrar, cl
     assert registrar.calls == ["beat one"]
 
 
+async def test_adding_the_same_id_at_once_keeps_one(own, registrar, supervisor, clock):
+    await own.add(instance("one"))
+    other = Supervisor()
+    for task in [other.start(own.add(instance("one", port=port)), name="add") for port in (1, 2)]:
+        await task
+
+    assert own.instances == (instance("one", port=2),)
+    assert supervisor.statistics()["tasks"] == 1
+
+
 async def test_everything_is_withdrawn_at_once_and_only_once(own, registrar, supervisor, clock):
     await own.add(instance("one"))
     await own.add(instance("two"))

@@ -81,6 +81,17 @@ async def test_adding_goes_on_counting_and_leaves_what_is_there_alone():
     await lists.aclose()
 
 
+async def test_a_number_that_an_instance_has_taken_is_left_out():
+    static = StaticDiscovery({"users": [Instance("users", "users-2", "10.0.0.1", 1), "http://a", "http://b"]})
+
+    assert [each.id for each in static.instances()] == ["users-2", "users-3", "users-4"]
+
+
+async def test_an_application_without_its_scheme_is_refused():
+    with pytest.raises(ConfigurationError, match="the scheme 'asgi' needs an application object"):
+        StaticDiscovery({"users": Instance("users", "1", "10.0.0.1", 1, app=app)})
+
+
 async def test_a_refused_change_changes_nothing():
     static = StaticDiscovery({"users": "http://a"})
 
