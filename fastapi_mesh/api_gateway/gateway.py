@@ -106,6 +106,7 @@ class APIGateway:
         self._table = new_table(self.config.routes)
         self._prefix = self.config.prefix.encode()
         self._given_mesh = service_mesh
+        self._added: set[str] = set()
         self._life: Life | None = None
         self._lock: asyncio.Lock | None = None
         self._server: uvicorn.Server | None = None
@@ -201,7 +202,7 @@ class APIGateway:
             self._lock = asyncio.Lock()
         async with self._lock:
             if self._life is None:
-                life = Life(self.config, self._table.routes, self._apps, self._given_mesh or found_mesh)
+                life = Life(self.config, self._table.routes, self._apps, self._given_mesh or found_mesh, self._added)
                 await life.start()
                 self._life = life
             return self._life

@@ -34,7 +34,10 @@ PRIVATE_NAME = "api-gateway"
 
 
 class Life:
-    """Made with everything checked; `start` opens the mesh unless somebody has, `aclose` undoes that."""
+    """Made with everything checked; `start` opens the mesh unless somebody has, `aclose` undoes that.
+
+    `added` has the services that an earlier life of the same gateway told the mesh of.
+    """
 
     def __init__(
         self,
@@ -42,15 +45,20 @@ class Life:
         routes: Sequence[Route],
         apps: Mapping[str, ASGIApp],
         mesh: ServiceMesh | None,
+        added: set[str],
     ) -> None:
         self.mesh = mesh or _private_mesh()
         self._apps = apps
+        self._added = added
+        self._fixed_by_mesh = frozenset(self.mesh.fixed_services) - added
+        """What the mesh was told itself wins over what the gateway is told (B2)."""
         self._config = config
         self._routes = routes
         self._owns_mesh = False
         self.take(config, routes)
         for name, app in apps.items():
-            self.mesh.add_service(name, app)
+            if name not in self._fixed_by_mesh:
+                self._add(name, app)
         metrics = self.mesh.metrics if config.enable_metrics else None
         meter = None if metrics is None else metrics.gateway
         forwarding = Forwarding(config.trusted_proxies, config.via)
@@ -78,8 +86,8 @@ class Life:
         """Make `config` and `routes` what counts from now on. Raises ConfigurationError before anything has changed."""
         self._check(config)
         for name, service in config.services.items():
-            if service.instances and name not in self.mesh.config.services:  # the mesh's own word wins
-                self.mesh.add_service(name, service.instances)
+            if service.instances and name not in self._fixed_by_mesh:
+                self._add(name, service.instances)
             own = service.policy()
             changed = {section: getattr(own, section) for section in _MACHINES if section in own.model_fields_set}
             if "load_balancing" in own.model_fields_set:
@@ -90,20 +98,23 @@ class Life:
         for route in routes:
             self._set_policy(route)
 
+    def _add(self, name: str, targets: ASGIApp | Sequence[str]) -> None:
+        self._added.add(name)
+        self.mesh.add_service(name, targets)
+
     def _check(self, config: GatewayConfig) -> None:
         """Every route leads to a service that has, or may come to have, an instance."""
-        mesh = self.mesh.config
-        discoverable = mesh.enable_service_discovery and mesh.discovery.backend != "static"
-        known = {*config.services, *mesh.services, *self._apps}
-        problems = check_routes(config.routes, known, discoverable=discoverable)
-        if not discoverable:
+        given = {*self._fixed_by_mesh, *self._apps}
+        known = {*given, *config.services}
+        problems = check_routes(config.routes, known, discoverable=self.mesh.finds_services)
+        if not self.mesh.finds_services:
             problems += [
                 f"services.{name}.instances: is empty, and there is no discovery that could find any"
                 for name, service in config.services.items()
-                if not service.instances and name not in mesh.services and name not in self._apps
+                if not service.instances and name not in given
             ]
         if problems:
-            raise ConfigurationError(problems=problems, source="gateway")
+            raise ConfigurationError(problems=problems)
 
     def _set_policy(self, route: Route) -> None:
         """The mesh's policy for the service, under the gateway's own timeouts and retries (B3 to B5)."""

@@ -39,7 +39,6 @@ def new_server(app: ASGIApp, host: str, port: int) -> uvicorn.Server:
         lifespan="on",
         proxy_headers=False,  # who is trusted is decided by `trusted_proxies`, from the transport's own peer
         access_log=False,  # 30 us per request
-        date_header=False,  # the services' own go on, as all their headers
         server_header=False,
     )
     return uvicorn.Server(config)

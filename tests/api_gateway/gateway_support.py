@@ -65,6 +65,8 @@ class RawUpstream:
                 pass
         except (asyncio.IncompleteReadError, ConnectionError):
             self.closed.set()
+        except asyncio.CancelledError:  # by __aexit__; asyncio's streams log a handler that ends as cancelled
+            self.closed.set()
         finally:
             writer.close()
             with contextlib.suppress(ConnectionError):
