@@ -69,21 +69,18 @@ class OwnRegistrations:
         the background. Raises ConfigurationError for what trying again can't mend; nothing is kept then.
         """
         key = instance.service, instance.id
-        while key in self._own:  # another `add` may have come first
-            await self._drop(key)
-        own = _Own(instance, asyncio.get_running_loop().create_future())
-        own.task = self._supervisor.keep(lambda: self._keep_alive(own), name=own.name)
-        self._own[key] = own
-        timer = self._clock.call_later(timeout, own.answer)
+        earlier = self._own.get(key)
+        own = self._own[key] = _Own(instance, asyncio.get_running_loop().create_future())
         try:
-            await own.answered
-        except asyncio.CancelledError:
-            await self._drop(key)
+            if earlier is not None:
+                await earlier.end()
+            if self._own.get(key) is own:  # not replaced or withdrawn meanwhile
+                await self._first_attempt(own, timeout)
+        except (asyncio.CancelledError, RuntimeError):  # given up, or the supervisor is closed
+            await self._drop(key, own)
             raise
-        finally:
-            timer.cancel()
         if own.refused is not None:
-            await self._drop(key)
+            await self._drop(key, own)
             raise own.refused
         return own.registration is not None
 
@@ -109,6 +106,14 @@ class OwnRegistrations:
             task.cancel()
             logger.warning("%s did not end within %.1f s; the lease will", task.get_name(), timeout)
 
+    async def _first_attempt(self, own: _Own, timeout: float) -> None:
+        own.task = self._supervisor.keep(lambda: self._keep_alive(own), name=own.name)
+        timer = self._clock.call_later(timeout, own.answer)
+        try:
+            await own.answered
+        finally:
+            timer.cancel()
+
     async def _keep_alive(self, own: _Own) -> None:
         try:
             if own.registration is None:
@@ -131,15 +136,15 @@ class OwnRegistrations:
             await self._clock.sleep(registration.interval * (1.0 - EARLIER * self._jitter()))
             await registration.beat()
 
-    async def _drop(self, key: tuple[str, str]) -> None:
-        own = self._own.pop(key, None)
-        if own is not None:
-            await own.ended()
+    async def _drop(self, key: tuple[str, str], own: _Own) -> None:
+        if self._own.get(key) is own:
+            del self._own[key]
+            await own.end()
             self._supervisor.degraded.pop(own.name, None)
 
     @staticmethod
     async def _withdraw(own: _Own) -> None:
-        await own.ended()  # a beat on its way must not register anew
+        await own.end()  # a beat on its way must not register anew
         if own.registration is None:
             return
         try:
@@ -175,10 +180,11 @@ class _Own:
             self.answered.set_result(None)
 
     def stop(self) -> None:
+        self.answer()
         if self.task is not None:
             self.task.cancel()
 
-    async def ended(self) -> None:
+    async def end(self) -> None:
+        self.stop()
         if self.task is not None:
-            self.task.cancel()
             await asyncio.gather(self.task, return_exceptions=True)

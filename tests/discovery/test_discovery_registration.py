@@ -252,3 +252,6 @@ async def test_withdrawing_after_the_supervisor_was_closed_is_a_log_line(own, su
     await own.withdraw_all()
 
     assert "registration:users/one is not withdrawn: the supervisor is closed" in caplog.text
+    with pytest.raises(RuntimeError, match="the supervisor is closed"):
+        await own.add(instance("one"))
+    assert own.instances == ()
