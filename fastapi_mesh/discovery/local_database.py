@@ -93,7 +93,9 @@ def make(path: Path) -> None:
 
 def adopt(connection: sqlite3.Connection, path: Path) -> None:
     """Make the schema in an empty file; refuse a file that is somebody else's, or a later version's."""
-    if not _is_ours(connection, path):
+    with transaction(connection, "BEGIN"):  # one view of the file: another process may be making it right now
+        ours = _is_ours(connection, path)
+    if not ours:
         with transaction(connection):
             if not _is_ours(connection, path):
                 for statement in _SCHEMA:

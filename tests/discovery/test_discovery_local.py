@@ -11,6 +11,7 @@ import re
 import sqlite3
 import stat
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import closing, suppress
@@ -22,7 +23,8 @@ from fastapi_mesh.core.instance import Instance
 from fastapi_mesh.core.tasks import Supervisor
 from fastapi_mesh.discovery.local import LocalRegistry, default_path
 from fastapi_mesh.discovery.local_database import APPLICATION_ID, SCHEMA_VERSION
-from fastapi_mesh.exceptions import ConfigurationError, ServiceDiscoveryError
+from fastapi_mesh.discovery.local_file import RegistryFile
+from fastapi_mesh.exceptions import ConfigurationError, MeshError, ServiceDiscoveryError
 from fastapi_mesh.testing.clock import FakeClock
 from tests.contracts.backends import Seen
 from tests.support.process import Processes
@@ -123,6 +125,31 @@ async def test_many_processes_may_make_the_file_at_once(processes: Processes, re
     assert len(await registry.instances()) == 4
     for child in children:
         child.kill()
+
+
+def test_many_may_open_a_file_that_is_being_made(tmp_path):
+    problems: list[Exception] = []
+
+    def open_at(path: Path, barrier: threading.Barrier) -> None:
+        file = RegistryFile(path, "default", now=time.monotonic, boot="")
+        barrier.wait()
+        try:
+            file.read()
+        except MeshError as error:
+            problems.append(error)
+        file.close()
+
+    for attempt in range(40):
+        barrier = threading.Barrier(4)
+        threads = [
+            threading.Thread(target=open_at, args=(tmp_path / f"{attempt}.db", barrier)) for _ in range(barrier.parties)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    assert problems == []
 
 
 async def test_namespaces_do_not_see_each_other(registry_at):
