@@ -47,9 +47,10 @@ def run(settings: Settings, screen: Screen) -> int:
         if apps is None:
             apps = temporary / "apps"
             export(apps)
-        work = settings.logs or temporary / "work"
-        work.mkdir(parents=True, exist_ok=True)
-        return asyncio.run(_play(Shop(apps, work, settings.port), settings, screen))
+        logs = settings.logs or temporary / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        shop = Shop(apps, registry=temporary / "registry.db", logs=logs, gateway_port=settings.port)
+        return asyncio.run(_play(shop, settings, screen))
 
 
 async def _play(shop: Shop, settings: Settings, screen: Screen) -> int:

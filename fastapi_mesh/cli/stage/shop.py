@@ -16,7 +16,7 @@ from fastapi_mesh.discovery.local import LocalRegistry
 from fastapi_mesh.exceptions import MeshError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 SERVICES = ("profile-service", "user-service", "order-service")
@@ -48,27 +48,29 @@ class Node:
 class Shop:
     """`start` the processes, `wait_ready`, play, and `end` whatever happened."""
 
-    def __init__(self, apps: Path, work: Path, gateway_port: int) -> None:
-        """`apps` has the applications and is where they run, `work` gets the registry and the logs."""
-        ports = free_ports(INSTANCES * len(SERVICES))
+    def __init__(
+        self, apps: Path, *, registry: Path, logs: Path, gateway_port: int, services: Sequence[str] = SERVICES
+    ) -> None:
+        """`apps` is the folder with the applications, in which they run; `registry` a file, `logs` a folder."""
+        ports = free_ports(INSTANCES * len(services))
         self.nodes = [
             Node(f"{service}-{number}", service, ports.pop(0))
-            for service in SERVICES
+            for service in services
             for number in range(1, INSTANCES + 1)
         ]
         self.gateway = Node(GATEWAY, GATEWAY, gateway_port)
         self.url = f"http://127.0.0.1:{gateway_port}"
         self.fault = apps / "order-service.fault"
-        self.logs = {node.name: work / f"{node.name}.log" for node in (self.gateway, *reversed(self.nodes))}
+        self.logs = {node.name: logs / f"{node.name}.log" for node in (self.gateway, *reversed(self.nodes))}
         self.children: dict[str, Child] = {}
         self._apps = apps
         self._all: list[Child] = []
         self._callers = {node.name: Caller(f"http://127.0.0.1:{node.port}") for node in (*self.nodes, self.gateway)}
         self._clock = SystemClock()
-        self._registry = LocalRegistry(work / "registry.db", lease=LEASE, heartbeat=HEARTBEAT)
+        self._registry = LocalRegistry(registry, lease=LEASE, heartbeat=HEARTBEAT)
         self._env = _environment(os.environ) | {
             "MESH_DISCOVERY__BACKEND": "local",
-            "MESH_DISCOVERY__PATH": str(self._registry.path),
+            "MESH_DISCOVERY__PATH": str(registry),
             "MESH_DISCOVERY__LEASE": str(LEASE),
             "MESH_DISCOVERY__HEARTBEAT": str(HEARTBEAT),
             "MESH_DRAIN_DELAY": str(DRAIN),
@@ -107,7 +109,9 @@ class Shop:
         for node in (*self.nodes, self.gateway):
             await self._wait_serving(node, end_of_time)
         while missing := await self._unregistered():
-            await self._look_again(end_of_time, f"{', '.join(missing)} did not register in time")
+            if time.monotonic() > end_of_time:
+                raise StartError(f"{', '.join(missing)} did not register in time")
+            await self._clock.sleep(LOOK_EVERY)
 
     async def wait_registered(self, node: Node, *, present: bool, timeout: float) -> bool:
         """Wait until `node` is (or is not) in the registry; False when the time was not enough."""
@@ -127,16 +131,13 @@ class Shop:
         return [node.name for node in self.nodes if node.port not in registered]
 
     async def _wait_serving(self, node: Node, end_of_time: float) -> None:
-        child = self.children[node.name]
         while not await self._callers[node.name].is_ready():
-            if child.exit_code is not None:
-                raise StartError(f"{node.name} ended with {child.exit_code} at its start:\n{child.end_of_log()}")
-            await self._look_again(end_of_time, f"{node.name} was not ready in time:\n{child.end_of_log()}")
-
-    async def _look_again(self, end_of_time: float, otherwise: str) -> None:
-        if time.monotonic() > end_of_time:
-            raise StartError(otherwise)
-        await self._clock.sleep(LOOK_EVERY)
+            for child in self.children.values():
+                if child.exit_code is not None:
+                    raise StartError(f"{child.name} ended with {child.exit_code} at its start:\n{child.end_of_log()}")
+            if time.monotonic() > end_of_time:
+                raise StartError(f"{node.name} was not ready in time:\n{self.children[node.name].end_of_log()}")
+            await self._clock.sleep(LOOK_EVERY)
 
     def end(self) -> list[str]:
         """End every process that was ever started; returns the names of those that had to be killed for it."""
