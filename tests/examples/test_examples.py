@@ -1,0 +1,78 @@
+"""The examples run as they say: as programs, and served."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import httpx2
+import pytest
+
+from tests.support.process import ROOT
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.support.process import Processes
+
+EXAMPLES = ROOT / "examples"
+
+SAID = {
+    "protocols_integration_example.py": [
+        'GET /users/1: 200 {"user_id":1,"profile":{"user_id":1,"bio":"likes trains"}}',
+        'GET /users/7: 200 {"user_id":7,"profile":null}',
+        'GET /api/v1/profiles/2: 200 {"user_id":2,"bio":"likes boats"}',
+        'GET /api/v1/profiles/7: 404 {"detail":"user 7 has no profile"}',
+        'GET /health/ready: 200 {"status": "healthy"',
+        "DELETE /api/v1/profiles/2: 405 method-not-allowed",
+        'mesh_service_calls_total{source_service="user-service",status="200",target_service="profile-service"} 2.0',
+        'mesh_service_calls_total{source_service="user-service",status="404",target_service="profile-service"} 2.0',
+    ],
+}
+"""Example to the beginnings of the lines it prints."""
+
+
+def test_every_example_is_tested():
+    assert {path.name for path in EXAMPLES.glob("*.py")} == set(SAID)
+
+
+@pytest.mark.spec("S-412")
+@pytest.mark.parametrize("name", SAID)
+def test_an_example_says_what_happened_and_ends_well(name: str, tmp_path: Path):
+    ended = subprocess.run(
+        [sys.executable, "-W", "error", EXAMPLES / name],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=tmp_path,
+        env={**os.environ, "MESH_DISCOVERY__PATH": str(tmp_path / "registry.db")},
+    )
+
+    assert ended.returncode == 0, ended.stderr
+    lines = ended.stdout.splitlines()
+    assert len(lines) == len(SAID[name])
+    assert [line for line, said in zip(lines, SAID[name], strict=True) if not line.startswith(said)] == []
+    assert ended.stderr == ""
+
+
+@pytest.mark.spec("S-412")
+@pytest.mark.anyio
+async def test_the_integration_example_is_served(processes: Processes, tmp_path: Path):
+    served = processes.app(
+        "protocols_integration_example:app",
+        "--app-dir",
+        str(EXAMPLES),
+        environment={"MESH_DISCOVERY__PATH": str(tmp_path / "registry.db")},
+    )
+    await served.ready()
+
+    async with httpx2.AsyncClient(base_url=served.url, trust_env=False) as client:
+        through_the_mesh = await client.get("/users/2")
+        through_the_gateway = await client.get("/api/v1/profiles/2")
+
+    assert through_the_mesh.json() == {"user_id": 2, "profile": {"user_id": 2, "bio": "likes boats"}}
+    assert through_the_gateway.json() == {"user_id": 2, "bio": "likes boats"}
+    assert through_the_gateway.headers["via"] == "1.1 fastapi-mesh"
