@@ -96,11 +96,10 @@ def explain(
 
     `prefix` goes before every path. Values of keys that look like secrets are never shown.
     """
-    lines = []
-    for below, text in texts_of(error, model):
-        location = (*prefix, *below)
-        lines.append(line(location, text, "" if origin is None else origin(location)))
-    return list(dict.fromkeys(lines))
+    return [
+        line((*prefix, *below), text, "" if origin is None else origin((*prefix, *below)))
+        for below, text in texts_of(error, model)
+    ]
 
 
 def line(location: Location, text: str, source: str = "") -> str:

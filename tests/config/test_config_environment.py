@@ -73,10 +73,11 @@ def test_a_service_in_a_name_is_in_upper_case_with_underscores() -> None:
 
 def test_a_service_that_another_source_names_is_recognised_as_it_is_written_there() -> None:
     config = load_mesh_config(
-        env={"MESH_POLICIES__USER_SERVICE_V2__TIMEOUTS__TIMEOUT": "5"}, policies={"User_service.v2": {"retry": None}}
+        env={"MESH_POLICIES__USER_SERVICE_V2__TIMEOUTS__TIMEOUT": "5"},
+        policies={"user": {}, "User_service.v2": {"retry": None}},
     )
 
-    assert set(config.policies) == {"User_service.v2"}
+    assert set(config.policies) == {"user", "User_service.v2"}
     assert config.policy_of("User_service.v2").timeouts.timeout == 5
 
 

@@ -240,6 +240,13 @@ def test_a_problem_of_a_gateway_is_one_line_with_its_path(values: dict[str, obje
     assert problems_of(GatewayConfig, **values) == [line]
 
 
+@pytest.mark.spec("B5")
+def test_an_upstream_timeout_may_be_as_long_as_the_request_s() -> None:
+    policy = GatewayConfig(request_timeout=40, upstream_timeout=40).policy_of("any")
+
+    assert (policy.timeouts.timeout, policy.timeouts.attempt_timeout) == (40, 40)
+
+
 def test_a_prefix_may_end_in_a_slash() -> None:
     assert GatewayConfig(prefix="/gateway/").prefix == "/gateway"
     assert GatewayConfig(prefix="/").prefix == ""

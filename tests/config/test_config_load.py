@@ -205,6 +205,17 @@ def test_a_route_to_an_unknown_service_is_told_with_its_line(tmp_path: Path) -> 
     assert gateway_problems(file=file, discoverable=False) == ["routes[0].service (line 3): 'b' is not a known service"]
 
 
+def test_a_wrong_value_is_told_with_the_source_that_won(tmp_path: Path) -> None:
+    file = tmp_path / "mesh.toml"
+    file.write_text('port = "x"\ndrain_delay = "x"\n')
+
+    assert mesh_problems({"PORT": "y", "MESH_PORT": "z"}, file=file) == [
+        "port (MESH_PORT): 'z' is not a port number",
+        "drain_delay (line 2): 'x' is not a number of seconds",
+    ]
+    assert mesh_problems({"MESH_PORT": "z"}, port="w") == ["port: 'w' is not a port number"]
+
+
 def test_problems_without_a_file_have_no_source() -> None:
     error = refused(lambda: load_mesh_config(env={}, port="x"))
 

@@ -160,6 +160,8 @@ def test_a_shorter_timeout_clips_the_attempt_timeout_that_it_inherits() -> None:
     assert CallPolicy.compile(config.policy_of("x")).attempt_timeout == 20
     assert CallPolicy.compile(config.policy_of("y")).attempt_timeout == 28
     assert CallPolicy.compile(ServicePolicy(timeouts=TimeoutPolicy(timeout=3))).attempt_timeout == 3
+    assert CallPolicy.compile(ServicePolicy(timeouts=TimeoutPolicy(attempt_timeout=None))).attempt_timeout is None
+    assert CallPolicy.compile(ServicePolicy(timeouts=TimeoutPolicy(timeout=None))).attempt_timeout == 25
 
 
 def test_a_policy_of_a_service_changes_single_values_of_the_defaults() -> None:
