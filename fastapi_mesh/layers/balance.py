@@ -5,6 +5,8 @@ from __future__ import annotations
 from math import inf
 from typing import TYPE_CHECKING
 
+from fastapi_mesh.exceptions import ServiceDiscoveryError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -47,7 +49,9 @@ class Balance:
 
     def _choose(self, context: CallContext) -> Sequence[InstanceState]:
         state = context.state
-        everyone = state.instances.value or ()
+        everyone = state.instances.value
+        if not everyone:  # there was one when Resolve looked; the last has left between two attempts
+            raise ServiceDiscoveryError(f"no instance of {state.name!r} is known any more", service=state.name)
         if state.next_trial <= self._clock.now():
             due = min(
                 (each for each in everyone if each.ejected_until and not each.trial and each not in context.tried),

@@ -94,6 +94,21 @@ async def test_no_instance_is_a_discovery_error_at_once() -> None:
     assert bench.stack.records[-1].refused_by == "resolve"
 
 
+@pytest.mark.spec("S-112", "S-312")
+async def test_a_list_that_empties_between_two_attempts_is_a_discovery_error() -> None:
+    def leave_and_refuse(_: object) -> UpstreamConnectionError:
+        bench.state.instances.publish(())
+        bench.state.refresh()
+        return refused()
+
+    bench = Rig(leave_and_refuse, ServicePolicy(retry=FAST))
+
+    with pytest.raises(ServiceDiscoveryError, match="no instance of 'users' is known any more"):
+        await bench.call()
+
+    assert bench.tried() == ["users-1"]
+
+
 async def test_a_first_list_is_waited_for_and_its_absence_is_an_error_after_five_seconds() -> None:
     bench = Rig([200], known=False)
     outcomes = []
