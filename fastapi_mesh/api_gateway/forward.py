@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from fastapi_mesh.api_gateway.client import Client
-from fastapi_mesh.api_gateway.headers import NO_BODY, read_request
+from fastapi_mesh.api_gateway.headers import NO_BODY, RequestNames, read_request
 from fastapi_mesh.api_gateway.observe import UNMATCHED
 from fastapi_mesh.api_gateway.problems import refuse, reject
 from fastapi_mesh.api_gateway.request_id import accept
@@ -59,7 +59,7 @@ class TruncatedResponseError(MeshError):
 class Forward:
     """Answers requests whose route is known. Needs a started mesh."""
 
-    __slots__ = ("_chain", "_counts", "_forwarding", "_mesh", "_meter", "_watch")
+    __slots__ = ("_chain", "_counts", "_forwarding", "_mesh", "_meter", "_names", "_watch")
 
     def __init__(
         self, mesh: ServiceMesh, chain: Service, *, forwarding: Forwarding, watch: Watch, meter: Meter | None
@@ -69,19 +69,19 @@ class Forward:
         self._forwarding = forwarding
         self._watch = watch
         self._meter = meter
+        self._names = RequestNames()
         self._counts = {"requests": 0, "refused": 0, "disconnected": 0, "truncated": 0}
 
     def statistics(self) -> dict[str, int]:
         """Requests so far, of them refused before any layer, left by their client, and cut short by their service."""
         return dict(self._counts)
 
-    async def __call__(
-        self, scope: Message, receive: Receive, send: Send, found: Route | Refusal, place: Place
-    ) -> None:
+    async def __call__(self, scope: Message, receive: Receive, send: Send, place: Place) -> None:
+        """Answer a request; `place.route` says how."""
         self._counts["requests"] += 1
         client = Client(receive, self._watch)
         try:
-            response = await self._answer(scope, client, found, place)
+            response = await self._answer(scope, client, place)
             try:
                 client.answered()
                 await self._deliver(scope, send, response)
@@ -97,13 +97,15 @@ class Forward:
         finally:
             client.release()
 
-    async def _answer(self, scope: Message, client: Client, found: Route | Refusal, place: Place) -> Response:
-        if isinstance(found, Refusal):
-            return self._refuse(scope, UNMATCHED, found)
+    async def _answer(self, scope: Message, client: Client, place: Place) -> Response:
+        route = place.route
+        assert route is not None, "a request without a route doesn't come here"
+        if isinstance(route, Refusal):
+            return self._refuse(scope, UNMATCHED, route)
         try:
-            request = self._request(scope, client, found, place)
+            request = self._request(scope, client, route, place)
         except InvalidRequestError as error:
-            return self._refuse(scope, found.path, error)
+            return self._refuse(scope, route.path, error)
         return await self._chain(request)
 
     def _request(self, scope: Message, client: Client, route: Route, place: Place) -> Request:
@@ -113,7 +115,7 @@ class Forward:
             cut, path = strip(path, route.strip)
             prefix += cut
         target = target_of(path, scope["query_string"])
-        head = read_request(scope["headers"], scope["http_version"], place.authority)
+        head = read_request(scope["headers"], scope["http_version"], self._names, place.authority)
         trusted = self._forwarding.append(head, scope, prefix)
         context = self._mesh.new_context(route.service, template=route.path, policy=route.policy)
         if not context.request_id and trusted:

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from fastapi_mesh.api_gateway import server, standalone
 from fastapi_mesh.api_gateway.life import Life, mesh_of
 from fastapi_mesh.api_gateway.router import GatewayRouter
-from fastapi_mesh.api_gateway.routes import Route, new_table
-from fastapi_mesh.api_gateway.table import Refusal
-from fastapi_mesh.api_gateway.target import Place, locate
+from fastapi_mesh.api_gateway.routes import new_table
+from fastapi_mesh.api_gateway.target import locate
 from fastapi_mesh.config.compat import routes_from_description, services_from_description
 from fastapi_mesh.config.load import load_gateway_config
 from fastapi_mesh.exceptions import ConfigurationError
@@ -24,20 +23,10 @@ if TYPE_CHECKING:
 
     import uvicorn
 
+    from fastapi_mesh.api_gateway.target import Place
     from fastapi_mesh.config.gateway import GatewayConfig, RouteConfig
     from fastapi_mesh.core.instance import ASGIApp, Message, Receive, Send
     from fastapi_mesh.service_mesh.mesh import ServiceMesh
-
-
-class Found(NamedTuple):
-    """A request that is the gateway's: its route, or why it gets none, and where it points."""
-
-    route: Route | Refusal
-    place: Place
-
-    @property
-    def is_other_method(self) -> bool:
-        return isinstance(self.route, Refusal) and self.route.status == 405
 
 
 class APIGateway:
@@ -151,22 +140,26 @@ class APIGateway:
 
     # Requests
 
-    def find(self, scope: Message) -> Found | None:
-        """What an HTTP request means to this gateway; None when it is not one of its paths."""
+    def find(self, scope: Message) -> Place | None:
+        """Where an HTTP request points in this gateway; None when it is not one of its paths."""
         place = locate(scope, self._prefix)
-        if place is None:
-            return None
-        route = self._table.find(place.path, scope["method"])
-        return None if route is None else Found(route, place)
+        if place is not None:
+            place.route = self._table.find(place.path, scope["method"])
+            if place.route is not None:
+                return place
+        return None
 
-    async def answer(self, scope: Message, receive: Receive, send: Send, found: Found) -> None:
+    async def answer(self, scope: Message, receive: Receive, send: Send, place: Place) -> None:
         """Answer what `find` found."""
         life = self._life or await self.open_in(scope)
-        await life.forward(scope, receive, send, found.route, found.place)
+        await life.forward(scope, receive, send, place)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """The gateway as an ASGI application: `/health`, `/metrics`, then the routes, else 404."""
-        await standalone.serve(self, scope, receive, send)
+        if scope["type"] == "http":
+            await standalone.serve_http(self, scope, receive, send)
+        else:
+            await standalone.serve_other(self, scope, receive, send)
 
     # Life
 

@@ -48,7 +48,7 @@ _END_TO_END = _OURS | {b"host", b"content-length", b"via"}
 _MANAGED = HOP_BY_HOP | _END_TO_END | {b"expect"}
 _HARMLESS_OPTIONS = frozenset({b"", b"close", b"keep-alive", b"Keep-Alive"})
 
-_DROP, _HOST, _LENGTH, _CODING, _CONNECTION, _EXPECT, _REQUEST_ID, _FORWARDED = range(8)
+_KEEP, _DROP, _HOST, _LENGTH, _CODING, _CONNECTION, _EXPECT, _REQUEST_ID, _FORWARDED, _UPPER = range(10)
 _KINDS = dict.fromkeys(HOP_BY_HOP, _DROP) | dict.fromkeys(FORWARDING, _FORWARDED)
 _KINDS |= {
     b"connection": _CONNECTION,
@@ -59,6 +59,50 @@ _KINDS |= {
     b"x-mesh-timeout-ms": _DROP,
     b"x-request-id": _REQUEST_ID,
 }
+_NAME_MEMORY = 1024
+
+
+class RequestNames(dict[bytes, int]):
+    """What to do with a request's header, by its name; learns up to 1024 names that are in order."""
+
+    def __init__(self) -> None:
+        super().__init__(_KINDS)
+
+    def __missing__(self, name: bytes) -> int:
+        if name != name.lower():  # against the ASGI specification, yet some do
+            return _UPPER
+        if not name or name.translate(None, _TOKEN):
+            raise InvalidRequestError("a header's name is not a token")
+        if b"_" in name and name.replace(b"_", b"-") in _MANAGED:
+            # CGI, WSGI and their kin can't tell `Transfer_Encoding` from `Transfer-Encoding`.
+            raise InvalidRequestError(f"{name.decode()} looks like a header that must be unmistakable")
+        if len(self) < _NAME_MEMORY:
+            self[name] = _KEEP
+        return _KEEP
+
+
+class ResponseNames(dict[bytes, tuple[bytes, int]]):
+    """A response header's name in lower case, and whether it goes on; learns up to 1024 names that are in order.
+
+    `dropped` are names that do not, besides HOP_BY_HOP. Raises ValueError for what is no name.
+    """
+
+    def __init__(self, dropped: Iterable[bytes] = ()) -> None:
+        super().__init__()
+        self._dropped = HOP_BY_HOP | frozenset(dropped)
+
+    def __missing__(self, name: bytes) -> tuple[bytes, int]:
+        if not name or name.translate(None, _TOKEN):
+            raise ValueError("a header's name is not a token")
+        lowered = name.lower()
+        kind = _DROP if lowered in self._dropped else _KEEP
+        if lowered == b"connection":
+            kind = _CONNECTION
+        elif lowered == b"content-length":
+            kind = _LENGTH
+        if len(self) < _NAME_MEMORY:
+            self[name] = (lowered, kind)
+        return lowered, kind
 
 
 class Head:
@@ -79,26 +123,24 @@ class Head:
         self.forwarding: list[Header] | None = None
 
 
-def read_request(headers: Iterable[Header], http_version: str, authority: bytes | None = None) -> Head:
+def read_request(
+    headers: Iterable[Header], http_version: str, names: RequestNames, authority: bytes | None = None
+) -> Head:
     """Check and sort a request's headers. `authority` comes from an absolute-form target and replaces `Host`.
 
     Raises InvalidRequestError (400) for whatever can't be passed on in one unambiguous form.
     """
     received = headers if isinstance(headers, list) else list(headers)
-    names = b"\n".join([name for name, _ in received])
-    if names.lower() != names:  # against the ASGI specification, yet some do
-        received = [(name.lower(), value) for name, value in received]
-        names = names.lower()
-    _check_names(names, len(received))
-    if b"".join([value for _, value in received]).translate(None, _VALUE):
+    values = [value for _, value in received]
+    if b"".join(values).translate(None, _VALUE):
         raise InvalidRequestError("a header's value has a control byte in it")
     kept: list[Header] = []
     head = Head(kept, b"", NO_BODY)
     host: bytes | None = None
     listed: list[bytes] | None = None
     for header in received:
-        kind = _KINDS.get(header[0])
-        if kind is None:
+        kind = names[header[0]]
+        if kind == _KEEP:
             kept.append(header)
         elif kind == _HOST:
             if host is not None:
@@ -126,6 +168,8 @@ def read_request(headers: Iterable[Header], http_version: str, authority: bytes 
             head.request_id = header[1]
         elif kind == _FORWARDED:
             head.forwarding = [*(head.forwarding or ()), header]
+        elif kind == _UPPER:
+            return read_request([(name.lower(), value) for name, value in received], http_version, names, authority)
     if host is None:
         raise InvalidRequestError("no Host header")
     _check_host(host)
@@ -135,45 +179,25 @@ def read_request(headers: Iterable[Header], http_version: str, authority: bytes 
     return head
 
 
-def read_response(status: int, headers: Sequence[Header], dropped: frozenset[bytes]) -> list[Header]:
-    """The headers of a response that go on: in order, duplicates kept, without `dropped` (HOP_BY_HOP and more).
+def read_response(status: int, headers: Sequence[Header], names: ResponseNames) -> list[Header]:
+    """The headers of a response that go on: in order, duplicates kept, names in lower case.
 
     204 and 304 have no content, so a Content-Length there would only make servers wait for bytes (RFC 9110 section
-    8.6 lets it be left out).
+    8.6 lets it be left out). Raises ValueError where a server in front could not send them.
     """
+    if b"".join([value for _, value in headers]).translate(None, _VALUE):
+        raise ValueError("a header's value has a control byte in it")
     kept: list[Header] = []
     listed: list[bytes] | None = None
-    bodiless = status == 304 or status == 204
     for name, value in headers:
-        lowered = name.lower()
-        if lowered in dropped:
-            if lowered == b"connection" and value not in _HARMLESS_OPTIONS:
-                listed = [*(listed or ()), *_options(value)]
-        elif not (bodiless and lowered == b"content-length"):
+        lowered, kind = names[name]
+        if kind == _KEEP or (kind == _LENGTH and status != 304 and status != 204):
             kept.append((lowered, value))
+        elif kind == _CONNECTION and value not in _HARMLESS_OPTIONS:
+            listed = [*(listed or ()), *_options(value)]
     if listed is not None:
         kept = [header for header in kept if header[0] not in listed]
     return kept
-
-
-def is_sendable(headers: Sequence[Header]) -> bool:
-    """Whether all names are tokens and no value has a control byte, so that a server in front takes them."""
-    names = [name for name, _ in headers]
-    if b"" in names or b"".join(names).translate(None, _TOKEN):
-        return False
-    return not b"".join([value for _, value in headers]).translate(None, _VALUE)
-
-
-def _check_names(names: bytes, count: int) -> None:
-    """`names` are `count` names joined by newlines, which no name may contain."""
-    separators = names.translate(None, _TOKEN)
-    if separators != b"\n" * (count - 1) or b"\n\n" in b"\n" + names + b"\n":
-        raise InvalidRequestError("a header's name is not a token")
-    if b"_" in names:
-        for name in names.split(b"\n"):
-            if b"_" in name and name.replace(b"_", b"-") in _MANAGED:
-                # CGI, WSGI and their kin can't tell `Transfer_Encoding` from `Transfer-Encoding`.
-                raise InvalidRequestError(f"{name.decode()} looks like a header that must be unmistakable")
 
 
 def _options(value: bytes) -> list[bytes]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastapi_mesh.api_gateway.headers import is_sendable, read_response
+from fastapi_mesh.api_gateway.headers import ResponseNames, read_response
 from fastapi_mesh.exceptions import UpstreamProtocolError
 
 if TYPE_CHECKING:
@@ -15,22 +15,25 @@ if TYPE_CHECKING:
 class Hop:
     """Removes hop-by-hop fields and `dropped`, adds `Via`; an answer that no server could pass on is a 502."""
 
-    __slots__ = ("_dropped", "_via", "inner")
+    __slots__ = ("_names", "_via", "inner")
 
     def __init__(self, inner: Service, *, dropped: frozenset[bytes], via: Header) -> None:
         self.inner = inner
-        self._dropped = dropped
+        self._names = ResponseNames(dropped)
         self._via = via
 
     async def __call__(self, request: Request) -> Response:
         response = await self.inner(request)
         status = response.status
-        headers = read_response(status, response.headers, self._dropped)
-        if not 200 <= status <= 599 or not is_sendable(headers):
+        try:
+            if not 200 <= status <= 599:
+                raise ValueError(f"status {status}")
+            headers = read_response(status, response.headers, self._names)
+        except ValueError as error:
             await response.aclose()
             raise UpstreamProtocolError(
-                f"{request.service} answered what can't be passed on (status {status})", service=request.service
-            )
+                f"{request.service} answered what can't be passed on: {error}", service=request.service
+            ) from error
         headers.append(self._via)
         response.headers = headers
         return response

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from fastapi_mesh.api_gateway.client import Watch
 from fastapi_mesh.api_gateway.forward import Forward
 from fastapi_mesh.api_gateway.forwarded import Forwarding
-from fastapi_mesh.api_gateway.headers import HOP_BY_HOP
 from fastapi_mesh.api_gateway.pipeline import Parts, compile_chain
 from fastapi_mesh.api_gateway.reserved import reserved_paths
 from fastapi_mesh.config.gateway import check_routes
@@ -24,8 +23,10 @@ if TYPE_CHECKING:
     from fastapi_mesh.config.gateway import GatewayConfig
     from fastapi_mesh.core.instance import ASGIApp, Message
 
-_DROPPED = HOP_BY_HOP | {b"date", b"server"}
-"""Response headers that end here. Every ASGI server writes Date and Server itself: passed on, there would be two."""
+_DROPPED = frozenset({b"date", b"server", b"x-request-id"})
+"""Response headers that end here besides the hop-by-hop ones. Every ASGI server writes Date and Server itself, and the
+request's id is given by the gateway: passed on, there would be two.
+"""
 
 _ASKS_FOR_DISCOVERY = ("MESH_DISCOVERY__BACKEND", "DISCOVERY_BACKEND", "MESH_CONFIG_FILE")
 _MACHINES = ("circuit_breaker", "bulkhead", "outlier")

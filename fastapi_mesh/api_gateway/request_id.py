@@ -21,7 +21,10 @@ def accept(value: bytes | None) -> str:
 
 
 class RequestId:
-    """Keeps the id that is in the context already (a trusted proxy's, or the node's around us), else makes one."""
+    """Keeps the id that is in the context already (a trusted proxy's, or the node's around us), else makes one.
+
+    The service's own `X-Request-ID`, if any, has been dropped further in.
+    """
 
     __slots__ = ("inner",)
 
@@ -35,7 +38,5 @@ class RequestId:
         header = (REQUEST_ID, context.request_id.encode())
         request.headers.append(header)
         response = await self.inner(request)
-        if response.header(REQUEST_ID) is not None:
-            response.headers = [each for each in response.headers if each[0].lower() != REQUEST_ID]
         response.headers.append(header)
         return response

@@ -23,34 +23,32 @@ _NOT_FOUND = Refusal(404, NO_ROUTE, "No route of this gateway has this path.")
 _NO_PATH = Refusal(400, "invalid-request", "The request target is neither a path nor a URL.")
 
 
-async def serve(gateway: APIGateway, scope: Message, receive: Receive, send: Send) -> None:
-    """Answer one ASGI scope."""
-    if scope["type"] == "http":
-        await _serve_http(gateway, scope, receive, send)
-    elif scope["type"] == "lifespan":
-        await _serve_lifespan(gateway, scope, receive, send)
-    else:  # a WebSocket: refused in its handshake
-        await receive()
-        await send({"type": "websocket.close", "code": 1000})
-
-
-async def _serve_http(gateway: APIGateway, scope: Message, receive: Receive, send: Send) -> None:
+async def serve_http(gateway: APIGateway, scope: Message, receive: Receive, send: Send) -> None:
+    """Answer one HTTP request."""
     life = gateway.life or await gateway.open_in(scope)
     own = life.reserved.get(scope["path"].removeprefix(scope.get("root_path") or ""))
     if own is not None:
         await reserved.serve(own, life.mesh, scope, send)
         return
-    found = gateway.find(scope)
-    if found is not None:
-        await life.forward(scope, receive, send, found.route, found.place)
-        return
-    raw: bytes = scope.get("raw_path") or scope["path"].encode()
-    if raw == b"*" and scope["method"] == "OPTIONS":  # asks about the server as a whole (RFC 9110 section 9.3.7)
-        await send({"type": "http.response.start", "status": 204, "headers": []})
-        await send({"type": "http.response.body", "body": b""})
-        return
-    refusal = _NOT_FOUND if raw[:1] == b"/" or b"://" in raw else _NO_PATH
-    await life.forward(scope, receive, send, refusal, Place(raw))
+    place = gateway.find(scope)
+    if place is None:
+        raw: bytes = scope.get("raw_path") or scope["path"].encode()
+        if raw == b"*" and scope["method"] == "OPTIONS":  # asks about the whole server (RFC 9110 section 9.3.7)
+            await send({"type": "http.response.start", "status": 204, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+            return
+        place = Place(raw)
+        place.route = _NOT_FOUND if raw[:1] == b"/" or b"://" in raw else _NO_PATH
+    await life.forward(scope, receive, send, place)
+
+
+async def serve_other(gateway: APIGateway, scope: Message, receive: Receive, send: Send) -> None:
+    """The lifespan, and WebSockets, which are refused in their handshake."""
+    if scope["type"] == "lifespan":
+        await _serve_lifespan(gateway, scope, receive, send)
+    else:
+        await receive()
+        await send({"type": "websocket.close", "code": 1000})
 
 
 async def _serve_lifespan(gateway: APIGateway, scope: Message, receive: Receive, send: Send) -> None:

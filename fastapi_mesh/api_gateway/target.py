@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from fastapi_mesh.api_gateway.table import Refusal
 from fastapi_mesh.exceptions import InvalidRequestError
 
 if TYPE_CHECKING:
+    from fastapi_mesh.api_gateway.routes import Route
     from fastapi_mesh.core.instance import Message as Scope
 
 _SENDABLE = bytes(byte for byte in range(0x21, 0x7F) if byte != ord("#"))
@@ -15,14 +17,23 @@ _SENDABLE = bytes(byte for byte in range(0x21, 0x7F) if byte != ord("#"))
 
 
 class Place:
-    """`path` is the raw path below the gateway; `prefix` what stood before it; `authority` that of an absolute form."""
+    """`path` is the raw path below the gateway; `prefix` what stood before it; `authority` that of an absolute form.
 
-    __slots__ = ("authority", "path", "prefix")
+    `route` is what the gateway's table has there: a route, a reason to refuse, or None.
+    """
+
+    __slots__ = ("authority", "path", "prefix", "route")
 
     def __init__(self, path: bytes, prefix: bytes = b"", authority: bytes | None = None) -> None:
         self.path = path
         self.prefix = prefix
         self.authority = authority
+        self.route: Route | Refusal | None = None
+
+    @property
+    def is_other_method(self) -> bool:
+        """Whether the path is a route's, and only the method is not."""
+        return isinstance(self.route, Refusal) and self.route.status == 405
 
 
 def locate(scope: Scope, prefix: bytes = b"") -> Place | None:

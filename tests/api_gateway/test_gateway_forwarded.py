@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fastapi_mesh.api_gateway.forwarded import Forwarding
-from fastapi_mesh.api_gateway.headers import read_request
+from fastapi_mesh.api_gateway.headers import RequestNames, read_request
 
 pytestmark = pytest.mark.spec("X-22", "B14")
 
@@ -19,7 +19,7 @@ def forwarded(
     version: str = "1.1",
 ) -> tuple[bool, dict[bytes, bytes]]:
     """Whether the peer is trusted, and the headers that were added."""
-    head = read_request([(b"host", b"gw:80"), *received], version)
+    head = read_request([(b"host", b"gw:80"), *received], version, RequestNames())
     before = len(head.headers)
     scope = {"client": None if peer is None else (peer, 5), "scheme": scheme, "http_version": version}
     trusted = forwarding.append(head, scope, prefix)
@@ -108,7 +108,7 @@ def test_via_has_the_version_the_request_came_in(version: str, via: bytes) -> No
 
 
 def test_a_via_that_is_there_stays_before_ours() -> None:
-    head = read_request([(b"host", b"a"), (b"via", b"1.1 front")], "1.1")
+    head = read_request([(b"host", b"a"), (b"via", b"1.1 front")], "1.1", RequestNames())
 
     Forwarding().append(head, {"client": ("1.2.3.4", 5), "scheme": "http", "http_version": "1.1"}, b"")
 
