@@ -35,8 +35,9 @@ def demo(
 ) -> None:
     """Start three services with two instances each and a gateway, kill one, break one, and watch the mesh cope.
 
-    Nothing else is needed, and nothing leaves this machine. The exit code is 1 when something did not happen as
-    promised. Without a terminal it ends by itself.
+    Nothing else is needed, and nothing leaves this machine. Without a terminal it ends by itself.
+
+    The exit code is 1 when something did not happen as promised.
     """
     try:
         if export is not None:

@@ -84,6 +84,7 @@ def unexpected_lines(logs: Path) -> list[str]:
     ]
 
 
+@pytest.mark.spec("X-51")
 def test_the_demo_keeps_its_promises_and_leaves_nothing(tmp_path: Path, start_demo: StartDemo):
     logs = tmp_path / "logs"
 
@@ -149,6 +150,19 @@ def test_a_signal_in_the_middle_leaves_no_process(start_demo: StartDemo, number:
         assert "Traceback" not in run.text
         assert list(run.temporary.iterdir()) == []
     assert run.children() == set()
+
+
+def test_a_reader_that_goes_away_leaves_no_process(start_demo: StartDemo):
+    ours, theirs = os.pipe()
+    run = start_demo("--once", stdout=theirs)
+    os.close(theirs)
+    wait_until(lambda: len(run.children()) == PROCESSES, "all processes are started")
+
+    os.close(ours)
+
+    assert run.process.wait(RUN_TIMEOUT) == 1
+    assert run.children() == set()
+    assert list(run.temporary.iterdir()) == []
 
 
 @pytest.mark.anyio

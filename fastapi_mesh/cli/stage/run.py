@@ -66,9 +66,7 @@ async def _play(shop: Shop, settings: Settings, screen: Screen) -> int:
             if not heard:
                 raise
         finally:
-            screen.title("The end")
-            story.end()
-            await shop.aclose()
+            await _finish(shop, story, screen)
     broken = [verdict.promise for verdict in story.verdicts if not verdict.kept]
     for promise in broken:
         screen.trouble(f"broken promise: {promise}")
@@ -76,6 +74,17 @@ async def _play(shop: Shop, settings: Settings, screen: Screen) -> int:
         return FAILED
     expected = heard == [signal.SIGINT] and not settings.once  # Ctrl-C is how it is meant to end
     return 0 if expected or not heard else SIGNALLED + heard[0]
+
+
+async def _finish(shop: Shop, story: Story, screen: Screen) -> None:
+    """End all processes, also when nobody reads any more what is printed."""
+    try:
+        try:
+            screen.title("The end")
+        finally:
+            story.end()
+    finally:
+        await shop.aclose()
 
 
 async def _perform(shop: Shop, story: Story, settings: Settings, screen: Screen) -> None:

@@ -26,6 +26,8 @@ LEASE, HEARTBEAT = 3.0, 1.0
 """Seconds; shorter than the defaults, so that nobody waits long to see a crashed instance leave the registry."""
 DRAIN = 0.2
 """Seconds between leaving the registry and stopping; the default, 2 s, is for others than a demo."""
+RECOVERY = 2.0
+"""Seconds until an open circuit, of any service in any process, lets trial calls through; the default is 60 s."""
 START_TIMEOUT = 60.0
 LOOK_EVERY = 0.05
 
@@ -74,6 +76,7 @@ class Shop:
             "MESH_DISCOVERY__LEASE": str(LEASE),
             "MESH_DISCOVERY__HEARTBEAT": str(HEARTBEAT),
             "MESH_DRAIN_DELAY": str(DRAIN),
+            "MESH_DEFAULTS__CIRCUIT_BREAKER__RECOVERY_TIMEOUT": str(RECOVERY),
         }
 
     def of(self, service: str) -> list[Node]:
