@@ -74,7 +74,9 @@ class Peer:
         return head, await self.read_exactly(int(rest.partition(b"\r\n")[0])) if found else b""
 
     async def send(self, data: bytes) -> None:
-        """Send it, and wait until the kernel has taken it."""
+        """Send it, and wait until the kernel has taken it. Raises ConnectionError when the client has gone."""
+        if self._writer.is_closing():  # uvloop raises RuntimeError then
+            raise ConnectionResetError
         self._writer.write(data)
         await self._writer.drain()
 

@@ -136,3 +136,15 @@ def read_all(exchange: Exchange) -> bytes:
     while part := drive(exchange.read()):
         data += part
     return data
+
+
+def start(coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    """A call that runs beside the test."""
+    return asyncio.get_running_loop().create_task(coroutine)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the loop turn until `condition` holds; 5 s are enough for anything that has to happen by itself."""
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 - the wire has no events for tests
+            await asyncio.sleep(0)

@@ -205,11 +205,8 @@ class Pool:
             async with limit:
                 await self._open(connection)
         except BaseException as error:
-            if connection.made:
-                connection.abort()
-            else:
-                connection.closed = True
-                self.lost(connection)
+            connection.abort()
+            self.lost(connection)  # uvloop does not call connection_lost for an attempt that was cancelled
             if self._closed and isinstance(error, OSError):
                 raise _closed_error(service) from error
             if isinstance(error, TimeoutError):

@@ -13,7 +13,7 @@ from fastapi_mesh.core.message import Response
 from fastapi_mesh.core.tasks import Supervisor
 from fastapi_mesh.exceptions import UpstreamConnectionError, UpstreamTimeoutError
 from fastapi_mesh.wire.h1.body import SWITCHED, Exchange
-from fastapi_mesh.wire.h1.connection import Counters, Settings
+from fastapi_mesh.wire.h1.connection import CLOSE_TIMEOUT, Counters, Settings
 from fastapi_mesh.wire.h1.framing import FieldNames, request_head
 from fastapi_mesh.wire.h1.pool import Pool
 from fastapi_mesh.wire.h1.sender import SLICE, send_body
@@ -127,15 +127,20 @@ class H1Wire:
             pool = self._pool(instance)
 
     async def aclose(self) -> None:
-        """Close every connection and wait until they are gone; calls in progress fail."""
+        """Close every connection and wait until they are gone, 3 s at most; calls in progress fail."""
         self._closed = True
         for key, pool in list(self._pools.items()):
             pool.close()
             if not pool.open:
                 del self._pools[key]
         if self._pools:
-            self._drained = asyncio.get_running_loop().create_future()
-            await self._drained
+            loop = asyncio.get_running_loop()
+            self._drained = loop.create_future()
+            timer = loop.call_later(CLOSE_TIMEOUT + 1.0, self._pools_gone)
+            try:
+                await self._drained
+            finally:
+                timer.cancel()
         await self._supervisor.aclose()
 
     async def _send(
@@ -174,7 +179,11 @@ class H1Wire:
 
     def _forget(self, key: tuple[str, str, int, str | None]) -> None:
         self._pools.pop(key, None)
-        if self._drained is not None and not self._pools and not self._drained.done():
+        if not self._pools:
+            self._pools_gone()
+
+    def _pools_gone(self) -> None:
+        if self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
 
     def _tls(self) -> ssl.SSLContext:
