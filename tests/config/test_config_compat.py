@@ -17,7 +17,7 @@ from fastapi_mesh.config.compat import (
     with_section,
 )
 from fastapi_mesh.config.gateway import GatewayServiceConfig, RouteConfig
-from fastapi_mesh.config.load import load_mesh_config
+from fastapi_mesh.config.load import load_gateway_config, load_mesh_config
 from fastapi_mesh.config.policies import (
     BalancingPolicy,
     BreakerPolicy,
@@ -295,6 +295,22 @@ def test_our_own_keys_lie_over_the_config_map(tmp_path: Path) -> None:
 
     assert config.namespace == "mine"
     assert config.defaults.circuit_breaker == BreakerPolicy(failure_threshold=2, recovery_timeout=90)
+
+
+def test_our_own_keys_beside_the_config_map_keep_their_lines(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("service_mesh: {}\ndefaults:\n  timeouts:\n    timeout: soon\n")
+
+    assert mesh_problems(file=file) == ["defaults.timeouts.timeout (line 4): 'soon' is not a number of seconds"]
+
+
+def test_a_gateway_s_file_may_hold_the_config_map_of_its_mesh(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(f"{CONFIG_MAP}\nport: 9000\nroutes: []\n")
+    env = {"MESH_CONFIG_FILE": str(file)}
+
+    assert load_gateway_config(file=file, env={}).port == 9000
+    assert load_mesh_config(env=env).namespace == "shop"
 
 
 @pytest.mark.spec("S-340", "S-341")

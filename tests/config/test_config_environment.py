@@ -101,6 +101,8 @@ def test_a_gateway_s_service_joins_its_urls_and_its_settings() -> None:
 
     assert service.instances == ("http://a",)
     assert service.load_balancing == "least_connections"
+    table = '{"instances": ["http://b"], "retry": null}'
+    assert load_gateway_config(env={"MESH_GATEWAY__SERVICES__A": table}).services["a"].retry is None
 
 
 def test_single_values_lie_over_a_table_in_json() -> None:

@@ -198,6 +198,7 @@ def test_an_unknown_key_shows_no_value() -> None:
         "me:hunter2@host",
         "http://me:hunter/2@host",
         "http://me:hun ter2@host",
+        "http://me:h@hunter2@host",
         "http://host/?token=hunter2",
     ],
 )
