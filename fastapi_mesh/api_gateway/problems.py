@@ -37,7 +37,9 @@ class Problems:
             raise
         except MeshError as error:
             if error.status >= 500:
-                logger.warning(
+                logger.log(
+                    # A refusal is no news: the change that it follows from (a circuit opened) has a line of its own.
+                    logging.WARNING if error.attempts else logging.DEBUG,
                     "%s %s: %s (%s)",
                     request.service,
                     request.context.template,

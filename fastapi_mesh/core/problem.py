@@ -39,9 +39,12 @@ def problem(error: MeshError, trace_id: str = "") -> tuple[int, list[Header], by
     503
     """
     detail = DETAILS.get(error.reason, OTHER_DETAIL).format(service=error.service or "a service")
-    return document(
+    status, headers, body = document(
         error.status, error.reason, detail, service=error.service, trace_id=trace_id, retry_after=error.retry_after
     )
+    if error.attempts:
+        headers.append((b"x-mesh-attempts", str(error.attempts).encode()))
+    return status, headers, body
 
 
 def document(

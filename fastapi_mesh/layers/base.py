@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
-from fastapi_mesh.exceptions import MeshError, ServiceUnavailableError
+from fastapi_mesh.exceptions import MeshError
 
 if TYPE_CHECKING:
     from fastapi_mesh.core.message import Request, Response
@@ -14,9 +14,16 @@ Service = Callable[["Request"], Awaitable["Response"]]
 """Tower's Service, Finagle's Service: `async (request) -> response`."""
 
 
-def blames_service(error: BaseException) -> bool:
-    """Whether `error` says something about the service, and not about us or our caller."""
-    return isinstance(error, ServiceUnavailableError)
+REASON_HEADER = b"x-mesh-reason"
+
+
+def is_secondhand(response: Response) -> bool:
+    """Whether a failure status was made by a mesh for a call further on, and not by the instance that sent it.
+
+    That mesh has retried and counted already. Retrying here too would multiply the attempts hop by hop, and ejecting
+    the messenger would spread one service's outage to all that call it.
+    """
+    return response.header(REASON_HEADER) is not None
 
 
 def reason_of(error: BaseException) -> str:

@@ -21,6 +21,7 @@ from fastapi_mesh.exceptions import (
     ServiceUnavailableError,
     UpstreamConnectionError,
 )
+from fastapi_mesh.layers.base import is_secondhand
 
 if TYPE_CHECKING:
     from fastapi_mesh.config.policies import BreakerPolicy
@@ -166,7 +167,10 @@ class ServiceBreaker:
                 error.counted_for = request.service
             raise
         if response.status >= 500 and response.status in policy.failure_statuses:
-            breaker.fail(ticket)
+            if is_secondhand(response):
+                breaker.forget(ticket)
+            else:
+                breaker.fail(ticket)
         elif response.at_end:
             breaker.succeed(ticket)
         else:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from fastapi_mesh.core.message import Outcome
 from fastapi_mesh.exceptions import ServiceUnavailableError, UpstreamConnectionError
 from fastapi_mesh.health.outlier import note_failure, note_nothing, note_success
+from fastapi_mesh.layers.base import is_secondhand
 
 if TYPE_CHECKING:
     from fastapi_mesh.core.clock import Clock
@@ -47,7 +48,10 @@ class InstanceHealth:
                 note_nothing(context.state, instance)
             raise
         if response.status >= 500 and response.status in policy.failure_statuses:
-            self._fail(context, instance)
+            if is_secondhand(response):
+                note_nothing(context.state, instance)
+            else:
+                self._fail(context, instance)
             return response
         if response.at_end:
             if instance.failures_in_row or instance.ejected_until:

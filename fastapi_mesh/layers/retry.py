@@ -21,6 +21,7 @@ from fastapi_mesh.core.body import replayable
 from fastapi_mesh.core.events import BudgetExhausted
 from fastapi_mesh.core.message import Response
 from fastapi_mesh.exceptions import ServiceUnavailableError, UpstreamConnectionError, UpstreamTimeoutError
+from fastapi_mesh.layers.base import is_secondhand
 
 if TYPE_CHECKING:
     from fastapi_mesh.config.policies import RetryPolicy
@@ -248,6 +249,8 @@ def _worth_repeating(error: BaseException, again: bool) -> bool:
 
 
 def _asks_for_another(response: Response, policy: RetryPolicy) -> bool:
+    if is_secondhand(response):
+        return False
     return response.status in policy.retry_statuses or retry_after(response) is not None
 
 

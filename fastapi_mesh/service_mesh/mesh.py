@@ -20,6 +20,7 @@ from fastapi_mesh.core.tasks import Supervisor
 from fastapi_mesh.exceptions import ConfigurationError, ServiceDiscoveryError
 from fastapi_mesh.health.checks import HealthChecks
 from fastapi_mesh.layers.resolve import FIRST_SNAPSHOT
+from fastapi_mesh.observability.event_log import log_changes
 from fastapi_mesh.service_mesh.calls import (
     JSON_ACCEPT,
     JSON_CONTENT,
@@ -156,7 +157,7 @@ class ServiceMesh:
             raise ConfigurationError(f"config= is the whole configuration; it can't be joined with {', '.join(code)}")
         self.config = config if config is not None else load_mesh_config(code, file=config_file)
         self.clock: Clock = clock or SystemClock()
-        self.observers = Observers(observers)
+        self.observers = Observers((log_changes, *observers))
         self.supervisor = Supervisor(clock=self.clock, observer=self.observers)
         self.health = HealthChecks()
         self.metrics = self._new_metrics(metrics_registry)

@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, cast
 
 from fastapi_mesh.core.instance import Instance
-from fastapi_mesh.discovery.address import own_listeners
+from fastapi_mesh.discovery.address import best_listener, own_listeners
 from fastapi_mesh.discovery.chained import ChainedDiscovery
 from fastapi_mesh.discovery.directory import Directory
 from fastapi_mesh.discovery.hosts import HostNames
@@ -111,7 +111,7 @@ class Sources:
         )
 
     def _missing(self, service: str) -> bool:
-        return self.directory.live(service).value is None
+        return self.directory.peek(service) is None
 
     @property
     def registrations(self) -> tuple[Instance, ...]:
@@ -197,4 +197,4 @@ async def _own_port() -> int:
             "port: it isn't known where this node listens; pass port= or set MESH_PORT (a server that already accepts "
             "connections is found by itself)"
         )
-    return listeners[0].port
+    return best_listener(listeners).port

@@ -233,3 +233,14 @@ async def run_with_time(bench: Rig, call, seconds: float):
     if isinstance(outcome[0], Exception):
         raise outcome[0]
     return outcome[0]
+
+
+@pytest.mark.spec("X-04", "A6")
+async def test_an_answer_that_a_mesh_further_on_has_given_up_on_is_not_repeated_nor_counted() -> None:
+    answer = Answer(502, headers=[(b"x-mesh-reason", b"connection-failed")])
+    bench = Rig([answer], ServicePolicy(retry=AT_ONCE))
+    for _ in range(20):
+        assert (await bench.call()).status == 502
+    assert len(bench.wire.calls) == 20
+    assert bench.state.breaker.state == "closed"
+    assert [each.ejections for each in bench.states] == [0, 0, 0]
