@@ -6,9 +6,9 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import Field, RootModel, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
-from fastapi_mesh.config.fields import Seconds, ServiceName
+from fastapi_mesh.config.fields import Frozen, Seconds, ServiceName
 from fastapi_mesh.config.gateway import GatewayServiceConfig, RouteConfig, Routes
 from fastapi_mesh.config.later import LaterOption, later
 from fastapi_mesh.config.layers import SettingsLayer, plain
@@ -38,13 +38,13 @@ T = TypeVar("T")
 Section = BreakerPolicy | dict[str, object]
 
 
-class _Breaker(BreakerPolicy):
+class _Breaker(BreakerPolicy, defer_build=True):
     """A breaker as the description writes it: with the limit of each attempt beside it."""
 
     timeout: Seconds | None = Field(default=None, description="Seconds for one attempt.")
 
 
-class _Balancing(BalancingPolicy):
+class _Balancing(BalancingPolicy, defer_build=True):
     """Balancing as the description writes it."""
 
     health_check_required: LaterOption = later("health_check_required")
@@ -52,38 +52,24 @@ class _Balancing(BalancingPolicy):
     session_affinity_header: LaterOption = later("session_affinity_header")
 
 
-class _Routes(RootModel[Routes], defer_build=True):
-    """A list of routes."""
+class _RouteList(Frozen, defer_build=True):
+    """Routes that were given together."""
 
-
-class _Services(RootModel[dict[ServiceName, GatewayServiceConfig]], defer_build=True):
-    """Service to its settings."""
-
-
-class _Breakers(RootModel[dict[ServiceName, _Breaker]], defer_build=True):
-    """Service to its breaker."""
-
-
-class _Retries(RootModel[dict[ServiceName, RetryPolicy]], defer_build=True):
-    """Service to its retries."""
-
-
-class _Balancers(RootModel[dict[ServiceName, _Balancing]], defer_build=True):
-    """Service to its balancing."""
+    routes: Routes
 
 
 def routes_from_description(
     given: Iterable[Mapping[str, object] | RouteConfig], source: str = "configure_routes"
 ) -> tuple[RouteConfig, ...]:
     """`[{"path": "/api/v1/users/*", "service": "user-service", "methods": ["GET"]}]`. Raises ConfigurationError."""
-    return _read(_Routes, given, source, prefix=("routes",))
+    return _read(_RouteList, {"routes": given}, source).routes
 
 
 def services_from_description(
     given: Mapping[str, object], source: str = "configure_services"
 ) -> dict[str, GatewayServiceConfig]:
     """`{"user-service": {"instances": [url, ...], "load_balancing": "round_robin"}}`, or just a URL or list of them."""
-    return _read(_Services, given, source)
+    return _read(dict[ServiceName, GatewayServiceConfig], given, source)
 
 
 def breaker_policies(
@@ -95,7 +81,7 @@ def breaker_policies(
     `timeout` is the limit of each attempt, in seconds.
     """
     sections: dict[str, dict[str, Section]] = {}
-    for service, breaker in _read(_Breakers, given, source).items():
+    for service, breaker in _read(dict[ServiceName, _Breaker], given, source).items():
         own = breaker.model_dump(exclude={"timeout"}, exclude_unset=True)
         sections[service] = {"circuit_breaker": BreakerPolicy.model_validate(own)}
         if breaker.timeout is not None:
@@ -108,7 +94,7 @@ def retry_policies(given: Mapping[str, object], source: str = "configure_retry_p
 
     A `max_delay` that isn't given is ten times `base_delay`, at least the default.
     """
-    policies = _read(_Retries, given, source)
+    policies = _read(dict[ServiceName, RetryPolicy], given, source)
     for service, policy in policies.items():
         if "base_delay" in policy.model_fields_set and "max_delay" not in policy.model_fields_set:
             longest = max(policy.max_delay, 10 * policy.base_delay)
@@ -122,15 +108,15 @@ def balancing_policies(
     """`{"order-service": {"strategy": "least_connections", "weights": {"order-service-1": 2.0}}}`."""
     return {
         service: BalancingPolicy(strategy=each.strategy, weights=each.weights)
-        for service, each in _read(_Balancers, given, source).items()
+        for service, each in _read(dict[ServiceName, _Balancing], given, source).items()
     }
 
 
-def _read(model: type[RootModel[T]], given: object, source: str, prefix: Location = ()) -> T:
+def _read(kind: type[T], given: object, source: str) -> T:
     try:
-        return model.model_validate(plain(given)).root
+        return TypeAdapter(kind).validate_python(plain(given))
     except ValidationError as error:
-        raise ConfigurationError(problems=explain(error, model, prefix=prefix), source=source) from error
+        raise ConfigurationError(problems=explain(error, kind), source=source) from error
 
 
 CONFIG_MAP_TABLE = "service_mesh"

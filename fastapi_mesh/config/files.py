@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastapi_mesh.config.layers import SettingsLayer
-from fastapi_mesh.config.toml_lines import toml_lines
 from fastapi_mesh.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
@@ -62,6 +60,10 @@ def _table_of_pyproject(data: dict[str, Any], lines: dict[Location, int]) -> tup
 
 
 def _toml(text: str) -> tuple[dict[str, Any], dict[Location, int]]:
+    import tomllib  # here and not above, to start faster without a file
+
+    from fastapi_mesh.config.toml_lines import toml_lines
+
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

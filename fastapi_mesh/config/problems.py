@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
-from pydantic import BaseModel, RootModel
+from pydantic import BaseModel
 
 from fastapi_mesh.config.fields import Noun, Problems, shown
 from fastapi_mesh.config.later import Refused, refusal
@@ -60,6 +59,8 @@ def suggestion(word: str, choices: Iterable[str]) -> str:
     >>> suggestion("timout", ["timeout", "retry"])
     " - did you mean 'timeout'?"
     """
+    import difflib  # only where there is something wrong, to start faster
+
     by_folded = {_folded(choice): choice for choice in choices}
     close = difflib.get_close_matches(_folded(word), by_folded, n=1, cutoff=0.7)
     return f" - did you mean {by_folded[close[0]]!r}?" if close else ""
@@ -87,7 +88,7 @@ def path_of(location: Iterable[str | int]) -> str:
 
 def explain(
     error: ValidationError,
-    model: type[BaseModel],
+    model: type[object],
     *,
     prefix: Location = (),
     origin: Callable[[Location], str] | None = None,
@@ -113,7 +114,7 @@ def line(location: Location, text: str, source: str = "") -> str:
     return f"{place}: {text}" if place else text
 
 
-def texts_of(error: ValidationError, model: type[BaseModel]) -> list[tuple[Location, str]]:
+def texts_of(error: ValidationError, model: type[object]) -> list[tuple[Location, str]]:
     """The place and text of each problem; an error that is a `Problems` holds several."""
     texts: list[tuple[Location, str]] = []
     for problem in error.errors(include_url=False):
@@ -126,7 +127,7 @@ def texts_of(error: ValidationError, model: type[BaseModel]) -> list[tuple[Locat
     return texts
 
 
-def _text(problem: ErrorDetails, location: Location, model: type[BaseModel]) -> str:
+def _text(problem: ErrorDetails, location: Location, model: type[object]) -> str:
     kind, value, context = problem["type"], problem["input"], problem.get("ctx", {})
     if kind == "extra_forbidden":
         return _unknown_key(str(location[-1]), model, location[:-1])
@@ -153,7 +154,7 @@ def _text(problem: ErrorDetails, location: Location, model: type[BaseModel]) -> 
     return "is not valid (its value isn't shown)" if _is_secret(location) else text
 
 
-def _unknown_key(name: str, model: type[BaseModel], table: Location) -> str:
+def _unknown_key(name: str, model: type[object], table: Location) -> str:
     known = keys_at(model, table)
     if hint := suggestion(name, known):
         return f"unknown key{hint}"
@@ -209,7 +210,7 @@ def _shown(value: object, location: Location) -> str:
     return shown(value) if isinstance(value, str) else repr(value)
 
 
-def keys_at(model: type[BaseModel], location: Location) -> list[str]:
+def keys_at(model: type[object], location: Location) -> list[str]:
     """The keys that a table at `location` may have; none where they are free."""
     for annotation, _ in _walk(model, location):
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
@@ -217,17 +218,17 @@ def keys_at(model: type[BaseModel], location: Location) -> list[str]:
     return []
 
 
-def is_known(model: type[BaseModel], location: Location) -> bool:
+def is_known(model: type[object], location: Location) -> bool:
     """Whether `location` means something, also an option that is refused."""
     return bool(_walk(model, location))
 
 
-def free_keys_at(model: type[BaseModel], location: Location) -> bool:
+def free_keys_at(model: type[object], location: Location) -> bool:
     """Whether the table at `location` may have any keys, like service names."""
     return any(get_origin(annotation) is dict for annotation, _ in _walk(model, location))
 
 
-def kinds_at(model: type[BaseModel], location: Location) -> set[str]:
+def kinds_at(model: type[object], location: Location) -> set[str]:
     """What may stand at `location`: "table", "list", "nothing" or "value"."""
     kinds = set()
     for annotation, metadata in _walk(model, location):
@@ -243,7 +244,7 @@ def kinds_at(model: type[BaseModel], location: Location) -> set[str]:
     return kinds
 
 
-def _noun_at(model: type[BaseModel], location: Location) -> str | None:
+def _noun_at(model: type[object], location: Location) -> str | None:
     for _, metadata in _walk(model, location):
         for mark in metadata:
             if isinstance(mark, Noun):
@@ -251,9 +252,9 @@ def _noun_at(model: type[BaseModel], location: Location) -> str | None:
     return None
 
 
-def _walk(model: type[BaseModel], location: Location) -> list[tuple[Any, list[object]]]:
+def _walk(model: type[object], location: Location) -> list[tuple[Any, list[object]]]:
     """What may stand at `location`: types, each with the metadata of its annotation."""
-    found: list[tuple[Any, list[object]]] = [(model, [])]
+    found = _flatten(model, [])
     for step in location:
         found = [below for annotation, _ in found for below in _below(annotation, step)]
     return found
@@ -261,9 +262,6 @@ def _walk(model: type[BaseModel], location: Location) -> list[tuple[Any, list[ob
 
 def _below(annotation: Any, step: str | int) -> list[tuple[Any, list[object]]]:
     origin, arguments = get_origin(annotation), get_args(annotation)
-    if isinstance(annotation, type) and issubclass(annotation, RootModel):
-        root = annotation.model_fields["root"]
-        return [each for member, _ in _flatten(root.annotation, root.metadata) for each in _below(member, step)]
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         field = annotation.model_fields.get(step) if isinstance(step, str) else None
         return [] if field is None else _flatten(field.annotation, field.metadata)
