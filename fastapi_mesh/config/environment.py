@@ -100,9 +100,9 @@ def _variables(
     for name in sorted(names, key=lambda each: (each.count("__"), each)):
         if in_pod and (_SERVICE_LINK.fullmatch(name.removeprefix(PREFIX)) or _LINK_VALUE.match(env[name])):
             continue
-        location, line = _resolve(name, prefix, model, known)
-        if line:
-            unknown.append(line)
+        location, wrong = _resolve(name, prefix, model, known)
+        if wrong:
+            unknown.append(wrong)
         elif value := _given(env, name):
             if model is GatewayConfig and len(location) == 2 and location[0] == "services" and value[0] != "{":
                 location = (*location, "instances")  # a service's URLs stand for its table
@@ -124,14 +124,16 @@ def _resolve(name: str, prefix: str, model: type[BaseModel], known: Mapping[str,
         if word and free_keys_at(model, location):
             word = _service_key(word, here)
         elif not word or not is_known(model, (*location, word)):
+            if name.upper() == "MESH_GATEWAY":
+                return location, f"{name}: unknown variable; a gateway's begin with {GATEWAY_PREFIX}"
             guesses = [*choices, "gateway"] if model is MeshConfig and not location else choices
-            return location, f"{name}: unknown variable{_guess(name, prefix, steps, index, guesses)}"
+            return location, f"{name}: unknown variable{_guess(prefix, steps, index, guesses)}"
         location = (*location, word)
         here = here.get(word, {}) if isinstance(here, dict) else {}
     return location, ""
 
 
-def _guess(name: str, prefix: str, steps: list[str], index: int, choices: list[str]) -> str:
+def _guess(prefix: str, steps: list[str], index: int, choices: list[str]) -> str:
     hint = suggestion(steps[index].lower(), choices)
     if not hint:
         return ""

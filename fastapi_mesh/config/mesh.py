@@ -65,6 +65,13 @@ class MeshConfig(Frozen):
     cert_authority: LaterOption = later("cert_authority")
     security_policies: LaterOption = later("security_policies")
 
+    @field_validator("address")
+    @classmethod
+    def _can_be_reached(cls, address: str | None) -> str | None:
+        if address in ("0.0.0.0", "::"):
+            raise ValueError(f"{address!r} is where a server listens; name the address that others can reach")
+        return address
+
     @field_validator("defaults")
     @classmethod
     def _defaults_fit(cls, defaults: ServicePolicy) -> ServicePolicy:

@@ -35,7 +35,7 @@ _LIMITS = {
     "less_than": "too large: it must be less than {lt:g}",
     "less_than_equal": "too large: it must be at most {le:g}",
 }
-_NOUNS = {
+_NOUNS = {  # by the first word of pydantic's error type
     "bool": "true or false",
     "int": "a whole number",
     "float": "a number",
@@ -44,8 +44,6 @@ _NOUNS = {
     "path": "a path",
     "dict": "a table of settings",
     "model": "a table of settings",
-    "dataclass": "a table of settings",
-    "mapping": "a table of settings",
     "list": "a list",
     "tuple": "a list",
     "set": "a list",
@@ -54,7 +52,7 @@ _NOUNS = {
 
 
 def suggestion(word: str, choices: Iterable[str]) -> str:
-    """ " - did you mean 'x'?" with the likeliest of `choices`, or "".
+    """The end of a line: did you mean the likeliest of `choices`? Empty when none is like `word`.
 
     >>> suggestion("timout", ["timeout", "retry"])
     " - did you mean 'timeout'?"
@@ -147,7 +145,7 @@ def _text(problem: ErrorDetails, location: Location, model: type[object]) -> str
     if kind == "bool_as_number":
         return f"{said} is not {_noun_at(model, location) or 'a number'}"
     noun = _NOUNS.get(kind.partition("_")[0])
-    if noun is not None and kind.endswith(("_type", "_parsing", "_from_float", "_number", "_type_str", "_size")):
+    if noun is not None and kind.endswith(("_type", "_parsing", "_from_float", "_number", "_size")):
         noun = _noun_at(model, location) or noun
         return f"{said} is not {noun}{_rewritten(value, noun, location)}"
     text = str(context["error"]) if "error" in context else problem["msg"]

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.spec("B32", "X-53")
             "unknown variable - did you mean 'MESH_POLICIES__USER_SERVICE__TIMEOUTS__TIMEOUT'?",
         ),
         ("MESH_GATWAY__PORT", "unknown variable - did you mean 'MESH_GATEWAY__PORT'?"),
+        ("MESH_GATEWAY", "unknown variable; a gateway's begin with MESH_GATEWAY__"),
         ("MESH_BANANA", "unknown variable"),
         ("MESH_", "unknown variable"),
         ("MESH_PORT__X", "unknown variable"),

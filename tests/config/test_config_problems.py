@@ -85,6 +85,13 @@ TIMEOUTS = "timeout, attempt_timeout, connect_timeout, idle_timeout, max_stream_
             {"address": "10.0.0.1:80"},
             "address: '10.0.0.1:80' is not a host name or IP address; a port is a setting of its own",
         ),
+        (
+            {"address": "0.0.0.0"},
+            "address: '0.0.0.0' is where a server listens; name the address that others can reach",
+        ),
+        ({"port": 2**70}, f"port: {2**70} is too large: it must be at most 65535"),
+        ({"port": "9" * 5000}, f"port: '{'9' * 57}...' is not a port number"),
+        ({"discovery": {"path": 5}}, "discovery.path: 5 is not a path"),
         ({"address": "[::1]"}, "address: '[::1]' has brackets, which only a URL needs - did you mean '::1'?"),
         (
             {"start_policy": "lazy"},
