@@ -39,8 +39,9 @@ def make_context(
     timeouts: TimeoutPolicy | None = None,
     timeout: float | None = 5.0,
     hold: bool = False,
+    call_timeout: float | None = None,
 ) -> CallContext:
-    """A context for one attempt at `instance`; `timeout` is seconds to its attempt deadline, None for no deadline."""
+    """A context for one attempt at `instance`; `timeout` is seconds to its deadline, `call_timeout` to the call's."""
     policy = CallPolicy.compile(ServicePolicy(timeouts=timeouts or TimeoutPolicy()))
     state = InstanceState(instance)
     live: Live[tuple[InstanceState, ...]] = Live((state,))
@@ -50,6 +51,8 @@ def make_context(
     context.hold = hold
     if timeout is not None:
         context.attempt_deadline = monotonic() + timeout
+    if call_timeout is not None:
+        context.deadline = monotonic() + call_timeout
     return context
 
 

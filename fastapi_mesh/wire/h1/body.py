@@ -26,7 +26,8 @@ class Exchange:
 
     `connection` is set as long as the message is on the wire; after that everything there is to know is in here, and
     the connection already serves somebody else. `waiter` is the future that the caller waits on, for the head or for
-    more of the body. `sending` is True while the request body is not complete on the wire.
+    more of the body. `sending` is True while the request body is not complete on the wire; `answer_within` is seconds
+    that the head may take after that, None where another deadline stands.
     """
 
     __slots__ = (
@@ -36,6 +37,7 @@ class Exchange:
         "_loop",
         "_send_waiter",
         "_timer",
+        "answer_within",
         "complete",
         "connection",
         "error",
@@ -67,6 +69,7 @@ class Exchange:
         self.error: Exception | None = None
         self.started = False
         self.stale = False
+        self.answer_within: float | None = None
         self.sending = False
         self.sender: asyncio.Task[None] | None = None
         self.waiter: asyncio.Future[None] | None = loop.create_future()
@@ -88,6 +91,7 @@ class Exchange:
         self.status = status
         self.headers = headers
         if self.sender is not None:
+            self._stop_timer()
             self._stop_sender()
 
     def on_progress(self, length: int, size: int) -> bool:
@@ -188,6 +192,12 @@ class Exchange:
 
     # The sending side, driven by `sender.py`.
 
+    def on_sent(self) -> None:
+        """The request body is complete on the wire; with `answer_within` the head must come so many seconds later."""
+        if self.sending and self.answer_within is not None and not self.status:
+            self._timer = self._loop.call_later(self.answer_within, self.expire)
+        self.sending = False
+
     async def wait_writable(self) -> None:
         """Wait until the instance takes more. On a timeout, and when all is over, `connection` is None."""
         await self._wait_sender(self._write_timeout, self._idle_timeout)
@@ -240,13 +250,16 @@ class Exchange:
 
     def _settle(self) -> None:
         """All is over: end the timer and the sender, and wake whoever waits."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._stop_timer()
         if self.sender is not None:
             self._stop_sender()
         self.wake_sender()
         self._wake()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _stop_sender(self) -> None:
         sender, self.sender = self.sender, None

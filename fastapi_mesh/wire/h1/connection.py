@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -196,7 +197,7 @@ class H1Connection(asyncio.Protocol):
                 self._progress(exchange, len(data), before)
 
     def eof_received(self) -> None:
-        self._eof = True
+        self._eof = self._ended_properly()
         if self._exchange is None and not self.closed:
             self.pool.withdraw(self)
             self._retire()
@@ -208,7 +209,6 @@ class H1Connection(asyncio.Protocol):
         self._retire()
         if exchange is not None:
             status = exchange.status
-            # Over TLS, eof_received means close_notify: without it the body may have been cut (RFC 9112 section 9.8).
             if self._eof and status and (status == SWITCHED or self._length == UNTIL_CLOSE):
                 exchange.on_complete()
             else:
@@ -278,6 +278,20 @@ class H1Connection(asyncio.Protocol):
     def _reset_parser(self) -> None:
         self._parser = httptools.HttpResponseParser(self)
         self._feed = self._parser.feed_data
+
+    def _ended_properly(self) -> bool:
+        """Whether the end of the connection is the end of a body that lasts until then (RFC 9112 section 9.8).
+
+        Over TLS that takes a close_notify, else somebody may have cut it; OpenSSL reads b"" after one. After 101 the
+        other protocol knows its own end.
+        """
+        tls = self._transport.get_extra_info("ssl_object")
+        if tls is None or self._exchange is None or self._exchange.status == SWITCHED:
+            return True
+        try:
+            return bool(tls.read(1) == b"")
+        except ssl.SSLError:
+            return False
 
     def _retire(self) -> None:
         self.closed = True

@@ -58,7 +58,8 @@ async def _send_parts(exchange: Exchange, iterator: AsyncIterator[bytes], length
             if left < 0:
                 raise InvalidRequestError("the body is longer than its content-length", service=exchange.service)
             connection.write(part)
-            exchange.sending = left != 0
+            if not left:
+                exchange.on_sent()
         if connection.write_paused:
             await exchange.wait_writable()
     connection = exchange.connection
@@ -68,7 +69,7 @@ async def _send_parts(exchange: Exchange, iterator: AsyncIterator[bytes], length
         connection.write(b"0\r\n\r\n")
     elif left:
         raise InvalidRequestError("the body is shorter than its content-length", service=exchange.service)
-    exchange.sending = False
+    exchange.on_sent()
 
 
 async def _slices(body: bytes) -> AsyncIterator[bytes]:

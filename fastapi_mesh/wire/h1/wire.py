@@ -101,10 +101,15 @@ class H1Wire:
             connection = pool.take()
             if connection is None:
                 connection = await pool.acquire(request)
-                left = 0.0 if deadline is None else deadline - monotonic()
             exchange = Exchange(connection, request, loop, upgrade)
             waiter = cast("asyncio.Future[None]", exchange.waiter)
-            timer = None if deadline is None else loop.call_later(left, exchange.expire)
+            # A streamed body comes at its sender's pace: the attempt's time begins when all of it was sent, as Envoy's
+            # per-try timeout does; a slow client must not look like a slow instance. The call's own deadline stands.
+            limit = deadline
+            if not isinstance(body, bytes):
+                limit = context.deadline
+                exchange.answer_within = None if deadline is None else left
+            timer = None if limit is None else loop.call_later(limit - monotonic(), exchange.expire)
             connection.begin(exchange, data)
             try:
                 if in_one:
