@@ -16,10 +16,10 @@ SOURCES = ("fastapi_mesh", "tests", "examples", "benchmarks", "noxfile.py")
 LONG, TOO_LONG = 300, 600
 """Lines: a file over the first is printed as a prompt to look for two ideas in it; over the second it fails."""
 
-TEST_TOOLS = ("pytest>=8.4", "hypothesis>=6.150", "trustme>=1.2", "pytest-xdist>=3.8", "coverage[toml]>=7.10")
+TEST_TOOLS = ("pytest>=9", "hypothesis>=6.150", "trustme>=1.2", "pytest-xdist>=3.8", "pytest-cov>=7")
 LINT_TOOLS = ("ruff==0.17.6", "import-linter>=2.5,<3")
 TYPE_TOOLS = ("mypy==2.4.1",)
-DOCS_TOOLS = ("zensical==0.0.73", "pytest>=8.4")
+DOCS_TOOLS = ("zensical==0.0.73", "pytest>=9")
 BENCH_TOOLS = ("fastapi-proxy-lib==0.3.0", "httpx<1")
 
 
@@ -35,10 +35,9 @@ def demo(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """The whole suite with a coverage report: nox -s tests [-- PYTEST ARGUMENTS]."""
     session.install("-q", "-e", ".[cli,redis,http2,ws,yaml,otel]", *TEST_TOOLS)
-    session.run("coverage", "erase")
-    session.run("coverage", "run", "-m", "pytest", "-m", "not soak", *session.posargs)
-    session.run("coverage", "combine", "-q", success_codes=[0, 1])  # 1: no child process left data to combine
-    session.run("coverage", "report", "--skip-covered", "--sort=miss")
+    cores = max(1, min(4, os.cpu_count() or 1))
+    options = ["-m", "not soak", "--numprocesses", str(cores), "--dist", "worksteal"]
+    session.run("pytest", *options, "--cov", "--cov-report=term:skip-covered", *session.posargs)
 
 
 @nox.session
