@@ -387,7 +387,7 @@ async def test_an_instance_that_does_not_read_stops_the_body(wire: H1Wire):
             before = produced[0]
             await asyncio.sleep(0.1)
         connection = next(iter(next(iter(wire._pools.values()))._all))
-        assert connection._transport.get_write_buffer_size() <= 256 * 1024
+        assert connection.transport.get_write_buffer_size() <= 256 * 1024
         assert produced[0] < 32 * 1024 * 1024  # the rest is in the kernel's buffers
 
         gate.set()

@@ -135,7 +135,7 @@ async def test_tcp_nodelay_is_set(wire: H1Wire):
         await get(wire, server)
 
         connection = next(iter(next(iter(wire._pools.values()))._all))
-        sock = connection._transport.get_extra_info("socket")
+        sock = connection.transport.get_extra_info("socket")
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
 
 
@@ -465,30 +465,33 @@ async def test_a_deadline_that_has_passed_sends_nothing(wire: H1Wire):
     assert wire.statistics()["idle"] in (0, 1)
 
 
-async def test_without_a_deadline_no_timer_runs(wire: H1Wire, monkeypatch: pytest.MonkeyPatch):
+class CountingLoop:
+    """The running loop, counting the timers it is asked for."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.timers: list[float] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loop, name)
+
+    def call_later(self, delay: float, *args: Any) -> asyncio.TimerHandle:
+        self.timers.append(delay)
+        return self._loop.call_later(delay, *args)
+
+
+@pytest.mark.parametrize(("timeout", "timers"), [(None, 0), (5.0, 1)])
+async def test_a_request_has_one_timer_for_its_head_and_none_without_a_deadline(
+    wire: H1Wire, timeout: float | None, timers: int
+):
     async with BadServer(answering()) as server:
         await get(wire, server)
-        loop = asyncio.get_running_loop()
-        timers: list[float] = []
-        original = loop.call_later
+        loop = CountingLoop()
+        next(iter(wire._pools.values())).loop = loop
+        response = await get(wire, server, timeout=timeout)
 
-        class Counting:
-            def __getattr__(self, name: str) -> Any:
-                return getattr(loop, name)
-
-            def call_later(self, delay: float, *args: Any) -> Any:
-                timers.append(delay)
-                return original(delay, *args)
-
-        monkeypatch.setattr("fastapi_mesh.wire.h1.wire.asyncio.get_running_loop", Counting)
-        response = await get(wire, server, timeout=None)
         assert await response.read() == b"ok"
-        assert timers == []
-        response = await get(wire, server, timeout=5.0)
-        assert await response.read() == b"ok"
-        monkeypatch.undo()
-
-    assert len(timers) == 1
+        assert len(loop.timers) == timers
 
 
 # Cancellation and closing.

@@ -86,13 +86,10 @@ class Exchange:
         """`100 Continue` came."""
         self.wake_sender()
 
-    def on_head(self, status: int, headers: list[Header]) -> None:
-        """The final head came. A request body that is not complete by now is not sent any further."""
-        self.status = status
-        self.headers = headers
-        if self.sender is not None:
-            self._stop_timer()
-            self._stop_sender()
+    def on_early_head(self) -> None:
+        """The final head came while the body was being sent: what is left of it is of no interest any more."""
+        self._stop_timer()
+        self._stop_sender()
 
     def on_progress(self, length: int, size: int) -> bool:
         """The head is here, and `size` bytes more, but not all: wake the caller, or hold a short answer a little.
@@ -120,7 +117,13 @@ class Exchange:
         """The message is complete on the wire and the connection no longer ours."""
         self.connection = None
         self.complete = True
-        self._settle()
+        waiter = self.waiter
+        if self._timer is not None or self.sender is not None or self._send_waiter is not None:
+            self._settle()
+        elif waiter is not None:
+            self.waiter = None
+            if not waiter.done():
+                waiter.set_result(None)
 
     def fail(self, error: Exception) -> None:
         """End it with `error`, closing the connection; nothing happens if it has ended already."""

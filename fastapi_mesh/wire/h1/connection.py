@@ -73,7 +73,6 @@ class H1Connection(asyncio.Protocol):
         "_reading_paused",
         "_settings",
         "_suspect",
-        "_transport",
         "closed",
         "counted",
         "expires",
@@ -81,10 +80,11 @@ class H1Connection(asyncio.Protocol):
         "made",
         "pool",
         "reused",
+        "transport",
         "write_paused",
     )
 
-    _transport: asyncio.Transport
+    transport: asyncio.Transport
 
     def __init__(self, pool: Pool, settings: Settings) -> None:
         self.pool = pool
@@ -120,25 +120,25 @@ class H1Connection(asyncio.Protocol):
         self._head_bytes = 0
         self._head_size = 0
         self._overhead = 0
-        self._transport.write(data)
+        self.transport.write(data)
 
     def write(self, data: bytes) -> None:
-        self._transport.write(data)
+        self.transport.write(data)
 
     def resume_reading(self) -> None:
         if self._reading_paused:
             self._reading_paused = False
-            self._transport.resume_reading()
+            self.transport.resume_reading()
 
     def usable(self) -> bool:
-        return not self.closed and not self._transport.is_closing()
+        return not self.closed and not self.transport.is_closing()
 
     def close(self) -> None:
         """Close it in good order: what was written goes out, TLS says goodbye; after 2 s it is cut."""
         self._retire()
         if self.made:
-            self._transport.close()
-            self._linger = self.pool.loop.call_later(CLOSE_TIMEOUT, self._transport.abort)
+            self.transport.close()
+            self._linger = self.pool.loop.call_later(CLOSE_TIMEOUT, self.transport.abort)
 
     def cut(self, error: UpstreamConnectionError) -> None:
         """Cut it, failing the exchange with `error`."""
@@ -151,15 +151,15 @@ class H1Connection(asyncio.Protocol):
         """Cut it."""
         self._retire()
         if self.made:
-            self._transport.abort()
+            self.transport.abort()
 
     # asyncio.Protocol.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's does not inherit it
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's does not inherit it
         self.made = True
         if self.closed:
-            self._transport.abort()
+            self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
         exchange = self._exchange
@@ -247,9 +247,10 @@ class H1Connection(asyncio.Protocol):
         parser = self._parser
         settings = self._settings
         status: int = parser.get_status_code()
-        self._length, keep_alive = response_framing(status, headers, exchange.to_head)
+        length, keep_alive = response_framing(status, headers, exchange.to_head)
+        self._length = length
         if (
-            self._length < 0
+            length < 0
             or status < 200
             or exchange.to_head
             or self._suspect
@@ -264,7 +265,10 @@ class H1Connection(asyncio.Protocol):
         if keep_alive is not None and (timeout := idle_timeout(keep_alive)) is not None:
             # A little earlier than the instance will close it, so that a request does not meet the FIN.
             self.keep_for = min(settings.keepalive_expiry, timeout * 0.8)
-        exchange.on_head(status, headers)
+        exchange.status = status
+        exchange.headers = headers
+        if exchange.sender is not None:
+            exchange.on_early_head()
 
     def on_body(self, data: bytes) -> None:
         self._exchange.parts.append(data)  # type: ignore[union-attr] # the parser is fed only for an exchange
@@ -285,7 +289,7 @@ class H1Connection(asyncio.Protocol):
         Over TLS that takes a close_notify, else somebody may have cut it; OpenSSL reads b"" after one. After 101 the
         other protocol knows its own end.
         """
-        tls = self._transport.get_extra_info("ssl_object")
+        tls = self.transport.get_extra_info("ssl_object")
         if tls is None or self._exchange is None or self._exchange.status == SWITCHED:
             return True
         try:
@@ -332,7 +336,8 @@ class H1Connection(asyncio.Protocol):
                 raise UpstreamProtocolError("101 Switching Protocols that nobody asked for")
             if not self._parser.should_upgrade():
                 raise UpstreamProtocolError("101 Switching Protocols without Upgrade")
-            exchange.on_head(status, headers)
+            exchange.status = status
+            exchange.headers = headers
 
     def _progress(self, exchange: Exchange, size: int, before: int) -> None:
         """`size` bytes more, and the message is not complete yet."""
@@ -353,7 +358,7 @@ class H1Connection(asyncio.Protocol):
     def _pace(self, exchange: Exchange, size: int) -> None:
         if exchange.on_progress(self._length, size) and not self._reading_paused:
             self._reading_paused = True
-            self._transport.pause_reading()
+            self.transport.pause_reading()
 
     def _finish(self, exchange: Exchange, data: bytes) -> None:
         """The message is complete: give the connection back, then tell whoever waits for it."""

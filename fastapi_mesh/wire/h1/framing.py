@@ -78,7 +78,10 @@ def request_head(
             parts += (name, b": ", value, b"\r\n")
         elif kind != _DROP:
             special.append((kind, name, value))
-    length, expects, upgrade = _add_special(request, parts, special)
+    if special or request.body != b"" or method in _LENGTH_EXPECTED:
+        length, expects, upgrade = _add_special(request, parts, special)
+    else:
+        length, expects, upgrade = 0, False, False
     if method not in _METHODS and (_TOKEN.fullmatch(method) is None or method == b"CONNECT"):
         raise InvalidRequestError(
             f"{method[:64]!r} is not a method for a request to a service", service=request.service
@@ -157,9 +160,8 @@ def response_framing(status: int, headers: list[Header], to_head: bool) -> tuple
                 coding = value
             elif lower == b"keep-alive":
                 keep_alive = value
-    if coding is None and stated is not None and status >= 200 and status != 204:
-        length = _number(stated)
-        return (0 if to_head or status == 304 else length), keep_alive
+    if coding is None and stated is not None and status >= 200 and status != 204 and status != 304 and not to_head:
+        return _number(stated), keep_alive
     return _unusual_length(status, stated, coding, to_head), keep_alive
 
 
@@ -172,20 +174,17 @@ def _unusual_length(status: int, stated: bytes | None, coding: bytes | None, to_
             raise UpstreamProtocolError("both transfer-encoding and content-length")
         if coding.lower() != b"chunked":  # not even with a blank after it: llhttp takes that for another coding
             raise UpstreamProtocolError("a transfer-encoding other than chunked")
-    if bodiless:
-        if stated is not None and _number(stated):
-            raise UpstreamProtocolError(f"a content-length in a {status} answer")
-        return 0
-    if to_head or status == 304:
+    if stated is not None and _number(stated) and bodiless:
+        raise UpstreamProtocolError(f"a content-length in a {status} answer")
+    if bodiless or to_head or status == 304:
         return 0
     return UNTIL_CLOSE if coding is None else CHUNKED
 
 
 def _number(value: bytes) -> int:
-    digits = value.strip()
-    if not digits.isdigit() or len(digits) > 18:
+    if not value.isdigit() or len(value) > 18:
         raise UpstreamProtocolError("content-length is not a number")
-    return int(digits)
+    return int(value)
 
 
 def is_persistent(headers: list[Header], version: str) -> bool:

@@ -80,7 +80,7 @@ class Pool:
         idle = self._idle
         while idle:
             connection = idle.popitem()[0]
-            if connection.expires > monotonic() and connection.usable():
+            if connection.expires > monotonic() and not connection.transport.is_closing():
                 self._settings.counters.reused += 1
                 return connection
             connection.close()
@@ -107,7 +107,7 @@ class Pool:
     def release(self, connection: H1Connection) -> None:
         """Its exchange is complete and it may be used again: hand it to whoever has waited longest, or keep it."""
         connection.reused = True
-        if self._hand_over(connection):
+        if self._queue and self._hand_over(connection):
             return
         connection.expires = monotonic() + connection.keep_for
         self._idle[connection] = None

@@ -20,8 +20,6 @@ from fastapi_mesh.wire.h1.sender import SLICE, send_body
 from fastapi_mesh.wire.h1.upgrade import UpgradedStream
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable
-
     from fastapi_mesh.core.events import Observer
     from fastapi_mesh.core.instance import Instance
     from fastapi_mesh.core.message import Request
@@ -57,7 +55,7 @@ class H1Wire:
         )
         self._ssl_context = ssl_context
         self._names = FieldNames()
-        self._pools: dict[tuple[str, str, int, str | None], Pool] = {}
+        self._pools: dict[tuple[str, int, bool, str | None], Pool] = {}
         self._supervisor = Supervisor()
         self._closed = False
         self._drained: asyncio.Future[None] | None = None
@@ -91,39 +89,35 @@ class H1Wire:
         if in_one and body:
             data += cast("bytes", body)
         deadline = context.attempt_deadline
-        loop = asyncio.get_running_loop()
+        loop = pool.loop
         while True:
             left = 0.0 if deadline is None else deadline - monotonic()
-            if left < 0:
-                raise UpstreamTimeoutError(
-                    "no time left for this attempt", service=request.service, phase="connect", request_sent=False
-                )
+            if left < 0.0:
+                raise _no_time_left(request)
             connection = pool.take()
             if connection is None:
                 connection = await pool.acquire(request)
+                left = 0.0 if deadline is None else deadline - monotonic()
             exchange = Exchange(connection, request, loop, upgrade)
-            waiter = cast("asyncio.Future[None]", exchange.waiter)
-            # A streamed body comes at its sender's pace: the attempt's time begins when all of it was sent, as Envoy's
-            # per-try timeout does; a slow client must not look like a slow instance. The call's own deadline stands.
-            limit = deadline
-            if not isinstance(body, bytes):
-                limit = context.deadline
-                exchange.answer_within = None if deadline is None else left
-            timer = None if limit is None else loop.call_later(limit - monotonic(), exchange.expire)
             connection.begin(exchange, data)
-            try:
-                if in_one:
-                    await waiter
-                else:
-                    await self._send(exchange, waiter, body, length, expects)
-            except asyncio.CancelledError:
-                exchange.lose(UpstreamConnectionError("the call was cancelled"))
-                raise
-            finally:
-                if timer is not None:
-                    timer.cancel()
+            if in_one:
+                timer = None if deadline is None else loop.call_later(left, exchange.expire)
+                try:
+                    await cast("asyncio.Future[None]", exchange.waiter)
+                except asyncio.CancelledError:
+                    exchange.lose(UpstreamConnectionError("the call was cancelled"))
+                    raise
+                finally:
+                    if timer is not None:
+                        timer.cancel()
+            else:
+                await self._send(exchange, request, length, expects, left)
             if exchange.error is None:
-                return self._respond(exchange, context.policy.max_stream_duration)
+                duration = context.policy.max_stream_duration
+                if duration is not None and not exchange.complete:
+                    exchange.limit_duration(duration)
+                stream = UpgradedStream(exchange) if exchange.status == SWITCHED else None
+                return Response(exchange.status, exchange.headers, exchange, stream)
             # RFC 9110 section 9.2.2 and RFC 9112 section 9.3.1: the instance may have closed an idle connection just
             # as we used it; a request that may be repeated and has no body is sent again.
             if not exchange.stale or request.method not in IDEMPOTENT_METHODS or body != b"":
@@ -148,32 +142,38 @@ class H1Wire:
                 timer.cancel()
         await self._supervisor.aclose()
 
-    async def _send(
-        self,
-        exchange: Exchange,
-        waiter: asyncio.Future[None],
-        body: bytes | AsyncIterable[bytes],
-        length: int,
-        expects: bool,
-    ) -> None:
-        """Send the body beside waiting for the answer's head; the task that sends has ended when this returns."""
-        exchange.sending = length != 0
-        sender = self._supervisor.start(send_body(exchange, body, length, expects), name="request body")
-        exchange.sender = sender
-        await waiter
-        if not sender.done():
-            await asyncio.wait((sender,))
+    async def _send(self, exchange: Exchange, request: Request, length: int, expects: bool, left: float) -> None:
+        """Send the body beside waiting for the answer's head; the task that sends has ended when this returns.
 
-    def _respond(self, exchange: Exchange, duration: float | None) -> Response:
-        if duration is not None and not exchange.complete:
-            exchange.limit_duration(duration)
-        upgrade = UpgradedStream(exchange) if exchange.status == SWITCHED else None
-        return Response(exchange.status, exchange.headers, exchange, upgrade)
+        A streamed body comes at its sender's pace, so the attempt's time (`left`) begins when all of it was sent, as
+        Envoy's per-try timeout does: a slow client must not look like a slow instance. The call's own deadline stands.
+        """
+        context = request.context
+        deadline = context.attempt_deadline
+        if not isinstance(request.body, bytes):
+            exchange.answer_within = None if deadline is None else left
+            deadline = context.deadline
+        waiter = cast("asyncio.Future[None]", exchange.waiter)
+        loop = asyncio.get_running_loop()
+        timer = None if deadline is None else loop.call_later(deadline - monotonic(), exchange.expire)
+        exchange.sending = length != 0
+        sender = self._supervisor.start(send_body(exchange, request.body, length, expects), name="request body")
+        exchange.sender = sender
+        try:
+            await waiter
+            if not sender.done():
+                await asyncio.wait((sender,))
+        except asyncio.CancelledError:
+            exchange.lose(UpstreamConnectionError("the call was cancelled"))
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
 
     def _pool(self, instance: Instance) -> Pool:
         secure = instance.scheme == "https"
         name = instance.metadata.get("server_name") if secure else None
-        key = (instance.scheme, instance.address, instance.port, name)
+        key = (instance.address, instance.port, secure, name)
         pool = self._pools.get(key)
         if pool is None:
             if self._closed:
@@ -182,7 +182,7 @@ class H1Wire:
             self._pools[key] = pool
         return pool
 
-    def _forget(self, key: tuple[str, str, int, str | None]) -> None:
+    def _forget(self, key: tuple[str, int, bool, str | None]) -> None:
         self._pools.pop(key, None)
         if not self._pools:
             self._pools_gone()
@@ -195,3 +195,8 @@ class H1Wire:
         if self._ssl_context is None:
             self._ssl_context = ssl.create_default_context()
         return self._ssl_context
+
+
+def _no_time_left(request: Request) -> UpstreamTimeoutError:
+    text = "no time left for this attempt"
+    return UpstreamTimeoutError(text, service=request.service, phase="connect", request_sent=False)
