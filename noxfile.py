@@ -80,7 +80,7 @@ def _python_files(source: Path) -> list[Path]:
 @nox.session
 def types(session: nox.Session) -> None:
     """Strict types of the package."""
-    session.install("-q", *TYPE_TOOLS, "-e", ".[cli,redis,ws,yaml,otel]", "types-PyYAML")
+    session.install("-q", *TYPE_TOOLS, "-e", ".[cli,redis,http2,ws,yaml,otel]", "types-PyYAML", "pytest>=8.4")
     session.run("mypy", *session.posargs)
 
 

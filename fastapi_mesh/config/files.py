@@ -97,7 +97,7 @@ def _as_table(data: object) -> dict[str, Any]:
 
 def _yaml(text: str) -> tuple[dict[str, Any], dict[Location, int]]:
     try:
-        import yaml  # type: ignore[import-untyped]  # its stubs aren't installed everywhere
+        import yaml
     except ImportError as error:
         raise _FileProblem("reading YAML needs PyYAML: pip install 'fastapi-mesh[yaml]'") from error
     lines: dict[Location, int] = {}

@@ -106,8 +106,8 @@ class FakeMesh(ServiceMesh):
         app.dependency_overrides[get_service_mesh] = lambda: fake
 
     Retries, breakers and timeouts are real; time is the FakeClock `fake.fake_clock`, and back-off does not wait unless
-    `real_waits=True` (then turn the clock with `await fake.fake_clock.advance(...)`). A call to a service or path without a
-    script fails with an AssertionError that names it. `fake.calls` are the attempts made, in order.
+    `real_waits=True` (then turn the clock with `await fake.fake_clock.advance(...)`). A call to a service or path
+    without a script fails with an AssertionError that names it. `fake.calls` are the attempts made, in order.
     """
 
     def __init__(

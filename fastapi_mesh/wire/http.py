@@ -37,6 +37,9 @@ __all__ = ["ControlClient", "ControlResponse", "HTTPStatusError", "MeshTransport
 EXTENSION = "fastapi_mesh"
 """The key of `response.extensions` under which a response of ours says what the mesh did."""
 
+Answer = httpx2.Response
+"""What `call_service(raw=True)` gives."""
+
 _OF_THE_HOP = frozenset({b"host", b"connection", b"transfer-encoding"})
 
 
