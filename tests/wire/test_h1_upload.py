@@ -169,6 +169,13 @@ async def test_a_body_that_is_cancelled_by_itself_does_not_leave_the_caller_wait
             await post(wire, server, body())
 
 
+async def test_a_body_that_cannot_be_iterated_does_not_leave_the_caller_waiting(wire: H1Wire):
+    body: Any = object()
+    async with BadServer(Peer.wait_closed_by_client) as server:
+        with pytest.raises(AttributeError):
+            await post(wire, server, body)
+
+
 async def test_a_cancelled_call_ends_its_body_and_the_connection(wire: H1Wire):
     source = Source(b"one", b"two", gate=asyncio.Semaphore(0))
     async with BadServer(Peer.wait_closed_by_client) as server:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
+import gc
+import random
 import socket
 from collections.abc import AsyncIterator
 from typing import Any
@@ -19,6 +22,8 @@ from fastapi_mesh.exceptions import (
     UpstreamTimeoutError,
 )
 from fastapi_mesh.wire.h1 import H1Wire
+from fastapi_mesh.wire.h1.body import Exchange
+from fastapi_mesh.wire.h1.connection import H1Connection
 from tests.support.badserver import OK, BadServer, Peer, answering, answering_once
 from tests.support.calls import make_context, make_instance, make_request
 from tests.wire.h1_support import LOOP_NAMES, LOOPS, start, until
@@ -341,6 +346,33 @@ async def test_an_answer_before_the_request_costs_the_idle_connection(wire: H1Wi
         assert wire.statistics()["open"] == 1
 
 
+async def test_random_garbage_over_a_socket_ends_each_call_with_an_error_of_ours_or_an_answer(wire: H1Wire):
+    chance = random.Random(11)
+    words = [
+        b"HTTP/1.1 200 OK\r\n",
+        b"content-length: 3\r\n",
+        b"transfer-encoding: chunked\r\n",
+        b"\r\n",
+        b"3\r\nabc\r\n",
+    ]
+
+    async def script(peer: Peer) -> None:
+        await peer.read_head()
+        for _ in range(chance.randrange(1, 6)):
+            await peer.send(chance.choice([*words, chance.randbytes(20), b"0\r\n\r\n", b"abc"]))
+            await asyncio.sleep(0)
+        if chance.random() < 0.3:
+            peer.reset()
+
+    async with BadServer(script) as server:
+        for _ in range(150):
+            with contextlib.suppress(UpstreamConnectionError):
+                response = await get(wire, server, hold=chance.random() < 0.5)
+                await response.read_all()
+                await response.aclose()
+        await until(lambda: wire.statistics()["in_use"] == 0)
+
+
 # Connections that died while idle.
 
 
@@ -585,6 +617,27 @@ async def test_closing_the_wire_ends_an_attempt_to_connect():
 
         with pytest.raises(UpstreamConnectionError):
             await call
+
+
+async def test_closed_connections_leave_nothing_for_the_garbage_collector(wire: H1Wire):
+    answer = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nok"
+    async with BadServer(answering_once(answer)) as server:
+        await get(wire, server)
+        gc.collect()
+        gc.disable()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            for _ in range(20):
+                await (await get(wire, server)).read()
+            await until(lambda: wire.statistics()["open"] == 0)
+            gc.collect()
+            left = [each for each in gc.garbage if isinstance(each, H1Connection | Exchange)]
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+
+    assert left == []
 
 
 async def test_an_invalid_request_does_not_touch_a_connection(wire: H1Wire):

@@ -215,6 +215,7 @@ class H1Connection(asyncio.Protocol):
                 exchange.stale = self.reused and not exchange.started
                 text = "the connection was closed" if exc is None else f"the connection was lost: {exc}"
                 exchange.lose(UpstreamConnectionError(text))
+        del self._parser, self._feed  # it holds this protocol: nothing is left for the garbage collector
         if self.made:
             self.made = False
             self.pool.lost(self)

@@ -25,8 +25,9 @@ async def send_body(exchange: Exchange, body: bytes | AsyncIterable[bytes], leng
     It is cancelled when the final head comes first: the rest of the body is then of no interest. Whatever `body`
     raises ends the exchange with that error.
     """
-    iterator = _slices(body) if isinstance(body, bytes) else body.__aiter__()
+    iterator: AsyncIterator[bytes] | None = None
     try:
+        iterator = _slices(body) if isinstance(body, bytes) else body.__aiter__()
         if expects:
             await exchange.wait_continue(CONTINUE_TIMEOUT)
         await _send_parts(exchange, iterator, length)

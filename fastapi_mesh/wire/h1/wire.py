@@ -175,9 +175,9 @@ class H1Wire:
         name = instance.metadata.get("server_name") if secure else None
         key = (instance.address, instance.port, secure, name)
         pool = self._pools.get(key)
+        if self._closed:
+            raise UpstreamConnectionError("the wire is closed", service=instance.service)
         if pool is None:
-            if self._closed:
-                raise UpstreamConnectionError("the wire is closed", service=instance.service)
             pool = Pool(instance, self._settings, self._tls() if secure else None, partial(self._forget, key))
             self._pools[key] = pool
         return pool
