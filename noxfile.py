@@ -16,7 +16,9 @@ SOURCES = ("fastapi_mesh", "tests", "examples", "benchmarks", "noxfile.py")
 LONG, TOO_LONG = 300, 600
 """Lines: a file over the first is printed as a prompt to look for two ideas in it; over the second it fails."""
 
-TEST_TOOLS = ("pytest>=9", "hypothesis>=6.150", "trustme>=1.2", "pytest-xdist>=3.8", "pytest-cov>=7")
+TEST_TOOLS = ("pytest>=9", "hypothesis>=6.150", "trustme>=1.2", "pytest-xdist>=3.8", "pytest-cov>=7", "wsproto")
+SERVERS_TO_RUN_ON = ("hypercorn>=0.17", "zttp")
+"""ASGI servers, and parsers of uvicorn, beside those that the extras bring: each passes on requests differently."""
 LINT_TOOLS = ("ruff==0.17.6", "import-linter>=2.5,<3")
 TYPE_TOOLS = ("mypy==2.4.1",)
 DOCS_TOOLS = ("zensical==0.0.73", "pytest>=9")
@@ -34,7 +36,7 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """The whole suite with a coverage report: nox -s tests [-- PYTEST ARGUMENTS]."""
-    session.install("-q", "-e", ".[cli,redis,http2,ws,yaml,otel]", *TEST_TOOLS)
+    session.install("-q", "-e", ".[cli,redis,http2,ws,yaml,otel]", *TEST_TOOLS, *SERVERS_TO_RUN_ON)
     cores = max(1, min(4, os.cpu_count() or 1))
     options = ["-m", "not soak", "--numprocesses", str(cores), "--dist", "worksteal"]
     session.run("pytest", *options, "--cov", "--cov-report=term:skip-covered", *session.posargs)
@@ -43,7 +45,7 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def soak(session: nox.Session) -> None:
     """The tests that take longer than the suite allows."""
-    session.install("-q", "-e", ".[cli,redis,http2,ws,yaml,otel]", *TEST_TOOLS)
+    session.install("-q", "-e", ".[cli,redis,http2,ws,yaml,otel]", *TEST_TOOLS, *SERVERS_TO_RUN_ON)
     session.run("pytest", "-m", "soak", *session.posargs)
 
 

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+pytest_plugins = ["fastapi_mesh.testing.plugin"]
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip a test whose real server isn't here, visibly; fail it where servers are required."""
     for marker in item.iter_markers("server"):
