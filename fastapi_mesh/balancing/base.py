@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from fastapi_mesh.balancing.least_connections import LeastConnections
 from fastapi_mesh.balancing.round_robin import RoundRobin
 from fastapi_mesh.config.policies import LoadBalancingStrategy
+from fastapi_mesh.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
     from fastapi_mesh.config.policies import BalancingPolicy
@@ -21,3 +22,5 @@ def new_picker(policy: BalancingPolicy, *, source: random.Random | None = None) 
             return RoundRobin()
         case LoadBalancingStrategy.LEAST_CONNECTIONS:
             return LeastConnections(source or random.Random())
+        case LoadBalancingStrategy.LEAST_RESPONSE_TIME:
+            raise ConfigurationError(f"strategy: {policy.strategy.value!r} is not part of this version")

@@ -91,7 +91,7 @@ class Supervisor:
     async def aclose(self) -> None:
         """Cancel every task and wait until all have ended."""
         self._closed = True
-        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
+        tasks = [task for task in self._tasks if task is not asyncio.current_task() and not task.done()]
         for task in tasks:
             task.cancel()
         if tasks:

@@ -97,8 +97,9 @@ class Directory:
         if self._sweeper is not None:
             self._sweeper.cancel()
             self._sweeper = None
-        tasks = [self._end(service) for service in tuple(self._watches)]
-        await asyncio.gather(*tasks, return_exceptions=True)
+        ended = [self._end(service) for service in tuple(self._watches)]
+        if running := [task for task in ended if not task.done()]:  # all are done when their event loop has ended
+            await asyncio.gather(*running, return_exceptions=True)
 
     def _start(self, service: str) -> _Watch:
         watch = _Watch(service, self._clock.now())

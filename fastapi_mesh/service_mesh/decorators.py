@@ -54,7 +54,7 @@ def find_mesh(arguments: tuple[object, ...]) -> ServiceMesh:
     inbound = current_inbound.get()
     if inbound is not None and isinstance(inbound.mesh, ServiceMesh):
         return inbound.mesh
-    candidates = list(open_meshes)
+    candidates = [mesh for mesh in open_meshes if mesh.started]
     if len(candidates) == 1:
         return candidates[0]
     found = "no mesh is open" if not candidates else f"{len(candidates)} meshes are open"

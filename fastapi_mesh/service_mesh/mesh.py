@@ -164,6 +164,7 @@ class ServiceMesh:
         self.tracing = self._new_tracing()
         self.policies = PolicyTable(self.config)
         self.life = NodeLife(self)
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._lock: asyncio.Lock | None = None
         self._resources: AsyncExitStack | None = None
         wires = Wires(self.supervisor, clock=self.clock, observer=self.observers) if wire is None else None
@@ -230,17 +231,18 @@ class ServiceMesh:
 
     @property
     def started(self) -> bool:
-        """Whether `start` has finished and `stop` has not begun."""
-        return self._resources is not None
+        """Whether `start` has finished and `stop` has not begun, in an event loop that is still there."""
+        return self._resources is not None and self._loop is not None and not self._loop.is_closed()
 
     async def start(self) -> None:
         """Open discovery and what it needs. Safe to call twice; a call on a mesh that is not started does it too."""
         if self.started:
             return
-        if self._lock is None:
+        if self._lock is None or (self._loop is not None and self._loop.is_closed()):
             self._lock = asyncio.Lock()
         async with self._lock:
-            if self._resources is None:
+            if not self.started:
+                await self.stop()  # what an event loop that is gone has left behind
                 await self._open()
 
     async def _open(self) -> None:
@@ -251,6 +253,7 @@ class ServiceMesh:
             await self._sources.start(resources)
             open_meshes.add(self)
             resources.callback(open_meshes.discard, self)
+            self._loop = asyncio.get_running_loop()
             self._resources = resources.pop_all()
         logger.info("%r", self)
 
@@ -260,7 +263,6 @@ class ServiceMesh:
         if resources is None:
             return
         await resources.aclose()
-        self._lock = None
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -319,7 +321,7 @@ class ServiceMesh:
 
         The id of the request that is being answered goes along as `x-request-id`.
         """
-        if self._resources is None:
+        if not self.started:
             await self.start()
         request_id = request.context.request_id
         if request_id and not any(name == REQUEST_ID for name, _ in request.headers):
@@ -422,7 +424,7 @@ class ServiceMesh:
             if b"content-type" not in names:
                 raw_headers.append(JSON_CONTENT)
         target = build_target(filled, params)
-        if self._resources is None:
+        if not self.started:
             await self.start()
         deadline = None if timeout is None else self.clock.now() + timeout
         context = self.new_context(service, template=path, deadline=deadline)
@@ -460,7 +462,7 @@ class ServiceMesh:
 
     async def discover_services(self, name: str) -> list[Instance]:
         """All known instances of `name`, with their health as the registry and this node see it."""
-        if self._resources is None:
+        if not self.started:
             await self.start()
         state = self.states.get(name)
         if state.instances.value is None:
@@ -493,7 +495,7 @@ class ServiceMesh:
         `address` and `port` default to the configured ones, then to the socket this process listens on. A registry
         that can't be reached is tried again in the background. Raises ConfigurationError when no port is known.
         """
-        if self._resources is None:
+        if not self.started:
             await self.start()
         return await self._sources.register(service_id, address, port, health_check, tuple(tags), dict(metadata or {}))
 

@@ -21,6 +21,7 @@ class PolicyTable:
 
     def __init__(self, config: MeshConfig) -> None:
         self._policies = {service: config.policy_of(service) for service in config.policies}
+        self._enabled = config.enabled
         self._default = config.defaults if config.enabled else _pass_through(config.defaults)
         if not config.enabled:
             self._policies = {service: _pass_through(policy) for service, policy in self._policies.items()}
@@ -43,6 +44,8 @@ class PolicyTable:
         """
         before = self.policy_of(service)
         after = with_section(before, **sections)
+        if not self._enabled:
+            after = _pass_through(after)
         self._policies[service] = after
         self._compiled[service] = CallPolicy.compile(after)
         for listener in self._listeners:

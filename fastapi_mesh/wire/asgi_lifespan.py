@@ -53,7 +53,7 @@ class AsgiLifespan:
         if self._task is None:
             self.state.clear()
             self._told_startup = False
-            self._stopping.clear()
+            self._stopping = asyncio.Event()  # of this event loop: a mesh may be started in another one
             self._expect_answer()
             token = current_inbound.set(None)  # the application must not see the request that started it, if one did
             try:
@@ -89,7 +89,7 @@ class AsgiLifespan:
             logger.error("%s: the shutdown of the mounted application failed: %s", self._name, self._message)
 
     def _expect_answer(self) -> None:
-        self._answered.clear()
+        self._answered = asyncio.Event()
         self._answer = self._message = ""
 
     async def _run(self) -> None:

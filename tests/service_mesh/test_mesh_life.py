@@ -196,3 +196,37 @@ async def test_explain_finds_records_by_request_id() -> None:
             current_inbound.reset(token)
         await mesh.call_service("echo", "/y")
         assert [record.route for record in mesh.explain("r-1")] == ["/x"]
+
+
+def test_a_mesh_whose_event_loop_ended_starts_anew_in_the_next_one() -> None:
+    mesh = ServiceMesh("a", services={"echo": echo}, discovery_backend="static")
+
+    async def call() -> object:
+        return await mesh.call_service("echo", "/x")
+
+    for _ in range(3):
+        assert asyncio.run(call()) == {"path": "/x"}
+        assert not mesh.started
+
+    async def stop() -> None:
+        await mesh.call_service("echo", "/x")
+        await mesh.stop()
+
+    asyncio.run(stop())
+
+
+@pytest.mark.spec("S-120")
+def test_a_strategy_of_a_later_version_is_refused_by_name() -> None:
+    mesh = ServiceMesh("a", discovery_backend="static")
+    with pytest.raises(ConfigurationError, match="'least_response_time' is not part of this version"):
+        mesh.configure_load_balancing({"s": {"strategy": LoadBalancingStrategy.LEAST_RESPONSE_TIME}})
+
+
+@pytest.mark.spec("X-58")
+def test_policies_can_not_switch_a_disabled_mesh_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SERVICE_MESH_ENABLED", "false")
+    mesh = ServiceMesh("a", services={"echo": echo})
+    mesh.configure_retry_policies({"echo": {"max_attempts": 5}})
+    mesh.configure_circuit_breakers({"echo": {"failure_threshold": 5}})
+    assert mesh.policy_of("echo").retry is None
+    assert mesh.policy_of("echo").circuit_breaker is None
