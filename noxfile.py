@@ -104,7 +104,7 @@ def docs(session: nox.Session) -> None:
     """Build the documentation strictly, and run every snippet in it, in the README and in the examples."""
     session.install("-q", "-e", ".[cli,yaml]", *DOCS_TOOLS)
     session.run("zensical", "build", "--strict", "--clean")
-    session.run("pytest", "tests/docs", *session.posargs)
+    session.run("pytest", "tests/docs", "tests/examples", *session.posargs)
 
 
 @nox.session
