@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
+import shutil
+import tempfile
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.support.leaks import leaked_sockets, leaked_tasks, open_sockets
 from tests.support.process import Processes
-from tests.support.servers import explain_missing
+from tests.support.servers import explain_missing, hide_requirement
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -18,6 +21,16 @@ if TYPE_CHECKING:
 
 
 pytest_plugins = ["fastapi_mesh.testing.plugin"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep the run's own environment out of the tests: its variables, and the user's registry."""
+    hide_requirement()
+    os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="fastapi-mesh-tests-")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    shutil.rmtree(os.environ["XDG_STATE_HOME"], ignore_errors=True)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -64,6 +64,7 @@ def test_a_missing_server_fails_only_where_servers_are_required(monkeypatch, tmp
     monkeypatch.setattr(servers, "REFUSED", tmp_path / "refused")
 
     monkeypatch.delenv("MESH_REQUIRE_SERVERS", raising=False)
+    monkeypatch.delenv("TESTS_REQUIRE_SERVERS", raising=False)
     relaxed = servers.explain_missing("redis")
     monkeypatch.setenv("MESH_REQUIRE_SERVERS", "1")
     required = servers.explain_missing("redis")

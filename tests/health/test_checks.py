@@ -16,6 +16,7 @@ import pytest
 from fastapi_mesh.exceptions import ConfigurationError
 from fastapi_mesh.health.checks import HealthChecks, judge
 from fastapi_mesh.testing.clock import FakeClock
+from tests.support.process import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -162,15 +163,16 @@ async def test_each_check_has_its_own_timeout_and_a_slow_one_does_not_hide_the_o
 async def test_a_sync_check_that_hangs_is_not_started_again_until_it_has_ended():
     clock = FakeClock()
     release = threading.Event()
-    ended = asyncio.Event()
-    loop = asyncio.get_running_loop()
     started = []
 
     def hangs() -> bool:
         started.append(1)
         release.wait(10)
-        loop.call_soon_threadsafe(ended.set)
         return True
+
+    async def has_ended() -> bool:
+        running = health._checks["hangs"].running
+        return running is None or running.done()
 
     async with checks(clock=clock, cache=0.0) as health:
         health.register(hangs)
@@ -181,8 +183,7 @@ async def test_a_sync_check_that_hangs_is_not_started_again_until_it_has_ended()
         assert len(started) == 1
 
         release.set()
-        await ended.wait()
-        await clock.advance(0)
+        await until(has_ended, "the thread has ended")
         assert (await health.report()).healthy
         assert len(started) == 2
 
