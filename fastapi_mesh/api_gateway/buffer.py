@@ -15,11 +15,16 @@ WITHOUT_LIMIT = 60.0
 """Seconds for a small body to come where the policy has no timeout."""
 
 
-class Buffer:
-    """Reads bodies whose Content-Length is at most 64 KiB, within the call's timeout. Everything else streams.
+def is_buffered(client: Client) -> bool:
+    """Whether the body has a Content-Length of at most 64 KiB. Everything else streams.
 
-    A client that says `Expect: 100-continue` waits for the service's word, so its body is not asked for here.
+    A client that says `Expect: 100-continue` waits for the service's word, so its body is not asked for beforehand.
     """
+    return 0 <= client.length <= REPLAY_LIMIT and not client.expects_continue
+
+
+class Buffer:
+    """Reads the bodies that are buffered, within the call's timeout."""
 
     __slots__ = ("inner",)
 
@@ -28,6 +33,6 @@ class Buffer:
 
     async def __call__(self, request: Request) -> Response:
         body = request.body
-        if isinstance(body, Client) and 0 <= body.length <= REPLAY_LIMIT and not body.expects_continue:
+        if isinstance(body, Client) and is_buffered(body):
             request.body = await body.read_all(request.context.policy.timeout or WITHOUT_LIMIT)
         return await self.inner(request)

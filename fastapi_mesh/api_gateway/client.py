@@ -13,7 +13,7 @@ from fastapi_mesh.api_gateway.headers import CHUNKED
 from fastapi_mesh.exceptions import ClientDisconnectedError, MeshError
 
 if TYPE_CHECKING:
-    from fastapi_mesh.core.instance import Receive
+    from fastapi_mesh.core.instance import Message, Receive
     from fastapi_mesh.core.tasks import Supervisor
 
 TICK = 0.025
@@ -33,24 +33,25 @@ class SlowClientError(MeshError):
 class Client:
     """One request's client. `gone` turns True when it went away and the request's task was cancelled for it.
 
-    `length` is the body's Content-Length or CHUNKED; `expects_continue` that it waits for `100 Continue`.
+    `length` is the body's Content-Length or CHUNKED; `expects_continue` that it waits for `100 Continue`; `pause` the
+    longest wait for a part of the body, in seconds, 0.0 for any.
 
     As the body of a `Request` it is an async iterator over what the client sends, once. It raises
     ClientDisconnectedError when the client goes away before its body is complete.
     """
 
-    __slots__ = ("_late", "_more", "_receive", "_task", "_watch", "_watcher", "expects_continue", "gone", "length")
+    __slots__ = ("_more", "_receive", "_task", "_watch", "_watcher", "expects_continue", "gone", "length", "pause")
 
     def __init__(self, receive: Receive, watch: Watch) -> None:
         self._receive = receive
         self._watch = watch
         self._more = True
-        self._late = False
         self._watcher: asyncio.Task[None] | None = None
         self._task: asyncio.Task[object] | None = asyncio.current_task()
         self.gone = False
         self.length = CHUNKED
         self.expects_continue = False
+        self.pause = 0.0
 
     def no_body(self) -> None:
         """This request has no body."""
@@ -62,7 +63,7 @@ class Client:
 
     async def __anext__(self) -> bytes:
         while self._more:
-            message = await self._receive()
+            message = await self._within(self.pause) if self.pause else await self._receive()
             if message["type"] == "http.disconnect":
                 raise ClientDisconnectedError("the client went away before its body was complete")
             data: bytes = message.get("body", b"")
@@ -74,12 +75,30 @@ class Client:
         raise StopAsyncIteration
 
     async def read_all(self, timeout: float) -> bytes:
-        """The whole body, within `timeout` seconds. Raises SlowClientError."""
-        timer = asyncio.get_running_loop().call_later(timeout, self._expire)
+        """The whole body. Raises SlowClientError when it takes more than `timeout` seconds."""
+        end = asyncio.get_running_loop().time() + timeout
+        parts = []
+        while self._more:
+            self.pause = max(0.001, end - asyncio.get_running_loop().time())
+            parts.append(await anext(self, b""))
+        return b"".join(parts)
+
+    async def _within(self, timeout: float) -> Message:
+        """The next message, within `timeout` seconds."""
+        task = asyncio.current_task()
+        assert task is not None, "bodies are read in tasks"
+        late = False
+
+        def expire() -> None:
+            nonlocal late
+            late = True
+            task.cancel()
+
+        timer = asyncio.get_running_loop().call_later(timeout, expire)
         try:
-            return b"".join([part async for part in self])
+            return await self._receive()
         except asyncio.CancelledError:
-            if self._late and self._task is not None and self._task.uncancel() == 0:
+            if late and task.uncancel() == 0:
                 raise SlowClientError("the request's body did not come in time") from None
             raise
         finally:
@@ -120,11 +139,6 @@ class Client:
                 return
             if not message.get("more_body", False):
                 questions += 1
-
-    def _expire(self) -> None:
-        if self._task is not None:
-            self._late = True
-            self._task.cancel()
 
 
 class Watch:

@@ -16,6 +16,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from fastapi_mesh.api_gateway.buffer import is_buffered
 from fastapi_mesh.api_gateway.client import Client
 from fastapi_mesh.api_gateway.headers import NO_BODY, RequestNames, read_request
 from fastapi_mesh.api_gateway.observe import UNMATCHED
@@ -117,16 +118,20 @@ class Forward:
         target = target_of(path, scope["query_string"])
         head = read_request(scope["headers"], scope["http_version"], self._names, place.authority)
         trusted = self._forwarding.append(head, scope, prefix)
-        context = self._mesh.new_context(route.service, template=route.path, policy=route.policy)
-        if not context.request_id and trusted:
-            context.request_id = accept(head.request_id)
+        policy = route.policy
         body: bytes | Client = b""
         if head.length == NO_BODY or head.length == 0:
             client.no_body()
         else:
+            body = client
             client.length = head.length
             client.expects_continue = head.expects_continue
-            body = client
+            if not is_buffered(client) and route.streaming is not None:
+                policy = route.streaming
+                client.pause = policy.idle_timeout
+        context = self._mesh.new_context(route.service, template=route.path, policy=policy)
+        if not context.request_id and trusted:
+            context.request_id = accept(head.request_id)
         return Request(scope["method"].encode(), route.service, target, head.headers, body, context)
 
     def _refuse(self, scope: Message, path: str, why: Refusal | InvalidRequestError) -> Response:

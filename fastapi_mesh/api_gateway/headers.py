@@ -63,10 +63,11 @@ _NAME_MEMORY = 1024
 
 
 class RequestNames(dict[bytes, int]):
-    """What to do with a request's header, by its name; learns up to 1024 names that are in order."""
+    """What to do with a request's header, by its name; learns up to 1024 names that are in order, and as many hosts."""
 
     def __init__(self) -> None:
         super().__init__(_KINDS)
+        self.hosts: set[bytes] = set()
 
     def __missing__(self, name: bytes) -> int:
         if name != name.lower():  # against the ASGI specification, yet some do
@@ -172,7 +173,10 @@ def read_request(
             return read_request([(name.lower(), value) for name, value in received], http_version, names, authority)
     if host is None:
         raise InvalidRequestError("no Host header")
-    _check_host(host)
+    if host not in names.hosts:
+        _check_host(host)
+        if len(names.hosts) < _NAME_MEMORY:
+            names.hosts.add(host)
     head.host = host
     if listed is not None:
         head.headers = [header for header in kept if header[0] not in listed]

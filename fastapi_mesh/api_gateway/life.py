@@ -120,7 +120,7 @@ class Life:
     def _set_policy(self, route: Route) -> None:
         """The mesh's policy for the service, under the gateway's own timeouts and retries (B3 to B5)."""
         own = self._config.policy_of(route.service)
-        route.policy = CallPolicy.compile(overlay(self.mesh.policy_of(route.service), own))
+        route.set_policy(CallPolicy.compile(overlay(self.mesh.policy_of(route.service), own)))
 
     def _policy_changed(self, service: str, before: object, after: object) -> None:
         for route in self._routes:

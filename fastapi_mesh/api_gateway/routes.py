@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fastapi_mesh.api_gateway.table import RouteTable
@@ -14,9 +15,14 @@ if TYPE_CHECKING:
 
 
 class Route:
-    """One route. `strip` is how many leading segments are not sent on; `policy` None until the mesh is known."""
+    """One route. `strip` is how many leading segments are not sent on.
 
-    __slots__ = ("config", "path", "policy", "service", "strip")
+    `policy` is None until the mesh is known; `streaming` is the same without a deadline for the whole call, for bodies
+    that come at the client's pace: an upload takes as long as it takes, while no pause is longer than `idle_timeout`
+    and the answer comes within the attempt's timeout after its end.
+    """
+
+    __slots__ = ("config", "path", "policy", "service", "streaming", "strip")
 
     def __init__(self, config: RouteConfig) -> None:
         self.config = config
@@ -24,6 +30,12 @@ class Route:
         self.service = config.service
         self.strip = config.path.count("/") - 1 if config.strip_prefix and config.path.endswith("/*") else 0
         self.policy: CallPolicy | None = None
+        self.streaming: CallPolicy | None = None
+
+    def set_policy(self, policy: CallPolicy) -> None:
+        """Give this route its policy, from the next request on."""
+        self.policy = policy
+        self.streaming = replace(policy, timeout=None)
 
     def __repr__(self) -> str:
         methods = ", ".join(self.config.methods) if self.config.methods else "any method"

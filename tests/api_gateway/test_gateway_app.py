@@ -315,6 +315,14 @@ async def test_an_id_of_the_request_is_kept_from_trusted_proxies_only() -> None:
     assert values(upstream.received[1], b"x-forwarded-for") == [b"6.6.6.6, 127.0.0.1"]
 
 
+async def test_the_services_own_request_id_is_not_passed_on_beside_the_gateways() -> None:
+    answer = b"HTTP/1.1 200 OK\r\nX-Request-ID: theirs\r\ncontent-length: 2\r\n\r\nok"
+    async with RawUpstream(answer) as upstream, serving(gateway_to(upstream.url)) as port:
+        raw = await talk(port, request("GET /api/x"))
+
+    assert values(raw, b"x-request-id") == values(upstream.received[0], b"x-request-id")
+
+
 # Life.
 
 

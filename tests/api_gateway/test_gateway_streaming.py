@@ -348,6 +348,46 @@ async def test_a_slow_client_gets_408_and_the_service_is_not_bothered(http: str)
     assert upstream.received == []
 
 
+async def test_an_upload_may_take_longer_than_an_attempt(http: str) -> None:
+    async with RawUpstream() as upstream:
+        gateway = gateway_to(upstream.url, request_timeout=0.3, upstream_timeout=0.2, max_retries=0)
+        async with serving(gateway, http) as port, connected(port) as (reader, writer):
+            writer.write(request("POST /api/x", "Transfer-Encoding: chunked"))
+            for _ in range(6):
+                writer.write(chunk(b"x"))
+                await asyncio.sleep(0.1)
+            writer.write(b"0\r\n\r\n")
+            raw = await reader.read()
+
+    assert parts(raw)[0] == 200
+    assert upstream.received[0].endswith(b"1\r\nx\r\n" * 6 + b"0\r\n\r\n")
+
+
+async def test_an_upload_that_stalls_is_408_and_not_the_services_fault(http: str) -> None:
+    async with RawUpstream() as upstream:
+        gateway = gateway_to(upstream.url)
+        gateway.configure_services({"up": {"instances": [upstream.url], "timeouts": {"idle_timeout": 0.2}}})
+        async with serving(gateway, http) as port, connected(port) as (reader, writer):
+            writer.write(request("POST /api/x", "Transfer-Encoding: chunked", body=chunk(b"x")))
+            raw = await reader.read()
+            state = gateway.life.mesh.states.get("up").instances.value[0]  # type: ignore[union-attr, index]
+
+    assert (parts(raw)[0], dict(parts(raw)[1])[b"x-mesh-reason"]) == (408, b"request-timeout")
+    assert state.failures_in_row == 0
+
+
+async def test_a_service_that_does_not_answer_after_an_upload_is_504(http: str) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    async with RawUpstream(answer) as upstream:
+        gateway = gateway_to(upstream.url, request_timeout=0.3, upstream_timeout=0.2, max_retries=0)
+        async with serving(gateway, http) as port:
+            raw = await talk(port, request("POST /api/x", "Transfer-Encoding: chunked", body=b"0\r\n\r\n"))
+
+    assert parts(raw)[0] == 504
+
+
 async def until(condition, timeout: float = 5.0) -> None:  # type: ignore[no-untyped-def]
     """Wait until `condition()` is true: what is waited for happens in a server, which sets no event of ours."""
     async with asyncio.timeout(timeout):
