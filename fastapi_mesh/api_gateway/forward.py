@@ -81,14 +81,11 @@ class Forward:
         """Answer a request; `place.route` says how."""
         self._counts["requests"] += 1
         client = Client(receive, self._watch)
+        response: Response | None = None
         try:
             response = await self._answer(scope, client, place)
-            try:
-                client.answered()
-                await self._deliver(scope, send, response)
-            finally:
-                client.release()
-                await response.aclose()
+            client.answered()
+            await self._deliver(scope, send, response)
         except ClientDisconnectedError:
             self._counts["disconnected"] += 1
         except asyncio.CancelledError:
@@ -97,6 +94,8 @@ class Forward:
             self._counts["disconnected"] += 1
         finally:
             client.release()
+            if response is not None:
+                await response.aclose()
 
     async def _answer(self, scope: Message, client: Client, place: Place) -> Response:
         route = place.route

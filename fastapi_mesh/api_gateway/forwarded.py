@@ -7,6 +7,7 @@ we add ourselves to its lists (`X-Forwarded-For`, `Forwarded`) and keep what it 
 
 from __future__ import annotations
 
+import logging
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,13 @@ if TYPE_CHECKING:
     from fastapi_mesh.api_gateway.headers import Head
     from fastapi_mesh.core.instance import Message as Scope
     from fastapi_mesh.core.message import Header
+
+logger = logging.getLogger("fastapi_mesh.gateway")
+
+PROXY_HEADERS = (
+    "the server in front believes X-Forwarded-For by itself, so clients can pretend to be somebody else; start uvicorn "
+    "with --no-proxy-headers (proxy_headers=False) and name trusted proxies in trusted_proxies="
+)
 
 _MAX_PEERS = 4096
 """Addresses remembered at most; then the memory starts anew."""
@@ -46,11 +54,12 @@ class _Peer:
 class Forwarding:
     """Appends the forwarding headers. `trusted_proxies` are addresses or CIDR networks; none is trusted by default."""
 
-    __slots__ = ("_networks", "_peers", "_via", "via")
+    __slots__ = ("_networks", "_peers", "_via", "_warned", "via")
 
     def __init__(self, trusted_proxies: Iterable[str] = (), via: str = "fastapi-mesh") -> None:
         self._networks = tuple(ip_network(each) for each in trusted_proxies)
         self._peers: dict[str | None, _Peer] = {}
+        self._warned = False
         self._via = {version: (b"via", f"{version} {via}".encode()) for version in ("1.0", "1.1", "2", "2.0", "3")}
         self.via = self._via["1.1"]
 
@@ -58,6 +67,9 @@ class Forwarding:
         """Add our headers to `head`; `prefix` is what was taken off the path. Says whether the peer is trusted."""
         client = scope.get("client")
         name = client[0] if client else None
+        if head.forwarding is not None and client and client[1] == 0 and not self._warned:
+            self._warned = True  # port 0 is what uvicorn writes when it has put X-Forwarded-For in the peer's place
+            logger.warning("%s", PROXY_HEADERS)
         peer = self._peers.get(name) or self._new_peer(name)
         headers, host, received = head.headers, head.host, head.forwarding
         proto = b"https" if scope.get("scheme") == "https" else b"http"

@@ -103,15 +103,8 @@ async def serving(app: object, http: str = "httptools", **options: object) -> As
     """Run `app` on uvicorn in this event loop; gives the port."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        config = uvicorn.Config(
-            app,  # type: ignore[arg-type]
-            http=http,  # type: ignore[arg-type]
-            log_config=None,
-            proxy_headers=False,
-            access_log=False,
-            timeout_graceful_shutdown=2,
-            **options,  # type: ignore[arg-type]
-        )
+        settings = {"proxy_headers": False, "access_log": False, "timeout_graceful_shutdown": 2, **options}
+        config = uvicorn.Config(app, http=http, log_config=None, **settings)  # type: ignore[arg-type]
         server = uvicorn.Server(config)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(server.serve, [listener])

@@ -11,6 +11,7 @@ import anyio
 import pytest
 
 from fastapi_mesh.api_gateway import APIGateway
+from fastapi_mesh.api_gateway.forwarded import PROXY_HEADERS
 from fastapi_mesh.config.gateway import GatewayConfig, RouteConfig
 from fastapi_mesh.exceptions import ConfigurationError
 from fastapi_mesh.service_mesh import ServiceMesh
@@ -321,6 +322,18 @@ async def test_the_services_own_request_id_is_not_passed_on_beside_the_gateways(
         raw = await talk(port, request("GET /api/x"))
 
     assert values(raw, b"x-request-id") == values(upstream.received[0], b"x-request-id")
+
+
+@pytest.mark.spec("B14")
+async def test_a_server_that_believes_forwarding_headers_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    async with RawUpstream() as upstream, serving(gateway_to(upstream.url), proxy_headers=True) as port:
+        await talk(port, request("GET /api/x"))
+        quiet = len(caplog.records)
+        for _ in range(2):
+            await talk(port, request("GET /api/x", "X-Forwarded-For: 6.6.6.6"))
+
+    assert quiet == 0
+    assert [record.message for record in caplog.records if "--no-proxy-headers" in record.message] == [PROXY_HEADERS]
 
 
 # Life.
