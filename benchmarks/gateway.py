@@ -77,7 +77,9 @@ class Bench:
         return self.processes.start(command, name=name, port=port, core=core).wait_listening()
 
     def uvicorn(self, app: str) -> ChildProcess:
-        arguments = ("--loop", "uvloop", "--http", "httptools", "--no-access-log", "--backlog", "4096")
+        # As `await gateway.start()` serves: nothing between the server and the application.
+        arguments = ["--loop", "uvloop", "--http", "httptools", "--no-access-log", "--backlog", "4096"]
+        arguments += ["--no-proxy-headers", "--no-date-header", "--no-server-header"]
         environment = {"BENCH_UPSTREAM": f"http://127.0.0.1:{self.upstream}", "BENCH_BODY": BODY}
         child = self.processes.app(
             f"benchmarks._apps:{app}", *arguments, name=app, environment=environment, core=GATEWAY_CORE
@@ -158,8 +160,8 @@ def cpu_seconds(pid: int) -> float:
     return total / TICKS
 
 
-def wrk(port: int, seconds: float, connections: int) -> str:
-    command = ["taskset", "--cpu-list", str(LOAD_CORE), program("wrk"), "-t1", f"-c{connections}", f"-d{seconds:g}s"]
+def wrk(port: int, seconds: int, connections: int) -> str:
+    command = ["taskset", "--cpu-list", str(LOAD_CORE), program("wrk"), "-t1", f"-c{connections}", f"-d{seconds}s"]
     command += ["--latency", f"http://127.0.0.1:{port}{PATH}"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
@@ -169,7 +171,7 @@ def milliseconds(text: str) -> float:
     return float(number) * {"us": 0.001, "ms": 1.0, "s": 1000.0}[unit]
 
 
-def measure(candidate: Candidate, seconds: float, connections: int) -> None:
+def measure(candidate: Candidate, seconds: int, connections: int) -> None:
     """One round of one candidate: a short warm-up, then the measured run."""
     assert candidate.child is not None
     wrk(candidate.child.port, 1, connections)
@@ -248,7 +250,7 @@ def print_table(candidates: list[Candidate]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=3)
+    parser.add_argument("--seconds", type=int, default=3)
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--only", nargs="+", choices=CANDIDATES, default=list(CANDIDATES), metavar="NAME")
     options = parser.parse_args()
@@ -268,7 +270,7 @@ def main() -> None:
                 measure(candidate, options.seconds, options.connections)
     print(
         f"GET, keep-alive, {len(BODY)} bytes of JSON, {options.connections} connections; medians of {options.rounds} "
-        f"rounds of {options.seconds:g} s, interleaved; one core for the gateway\n"
+        f"rounds of {options.seconds} s, interleaved; one core for the gateway\n"
     )
     print_table(candidates)
     if "mesh" in options.only and CANDIDATES["mesh"] not in candidates:
