@@ -53,8 +53,8 @@ class Attempt:
             context.attempt_deadline = started + timeout
         else:
             context.attempt_deadline = deadline
-        own = request.headers
-        headers = request.headers = own.copy()
+        headers = request.headers
+        own = len(headers)  # what is added below belongs to this attempt, and goes with it
         if deadline is not None:
             headers.append((DEADLINE_HEADER, b"%d" % max(1, (deadline - started) * 1000)))
         span = None
@@ -73,7 +73,7 @@ class Attempt:
                 raise late from error
             raise
         finally:
-            request.headers = own
+            del headers[own:]
         self._note(context, self._clock.now() - started, response.status, None)
         if self._tracer is not None:
             self._tracer.end_attempt(span, response.status, None)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from fastapi_mesh.exceptions import ClientDisconnectedError, DeadlineExceededError
 
 if TYPE_CHECKING:
-    from fastapi_mesh.core.clock import Clock
     from fastapi_mesh.core.message import Request, Response
     from fastapi_mesh.layers.base import Service
 
@@ -19,11 +18,10 @@ if TYPE_CHECKING:
 class Deadline:
     """The earliest of: one already in the context, the inbound request's, and now plus the policy's timeout."""
 
-    __slots__ = ("_clock", "inner")
+    __slots__ = ("inner",)
 
-    def __init__(self, inner: Service, *, clock: Clock) -> None:
+    def __init__(self, inner: Service) -> None:
         self.inner = inner
-        self._clock = clock
 
     async def __call__(self, request: Request) -> Response:
         context = request.context
@@ -38,7 +36,7 @@ class Deadline:
             if inbound.deadline is not None and (deadline is None or inbound.deadline < deadline):
                 deadline = inbound.deadline
         context.deadline = deadline
-        if deadline is not None and deadline <= self._clock.now():
+        if deadline is not None and deadline <= context.started:
             if context.record is not None:
                 context.record.refused_by = "deadline"
             raise DeadlineExceededError(f"the deadline passed before {request.service} was called")

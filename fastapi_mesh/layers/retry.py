@@ -158,7 +158,8 @@ class Retry:
         assert policy is not None, "Retry is only in chains of policies with a retry section"
         if budget is not None:
             budget.deposit()
-        again = replayable(request.body) and (
+        body = request.body
+        again = (not body or replayable(body)) and (
             request.method in IDEMPOTENT_METHODS or policy.retry_non_idempotent or _has_idempotency_key(request)
         )
         context.hold = again

@@ -70,7 +70,7 @@ ORDER: tuple[Row, ...] = (
         "Deadline",
         outside=("Bulkhead", "Resolve", "Retry", "Attempt", WIRE),
         because="every wait further in is bounded by the deadline that it writes; it cancels nothing itself",
-        make=lambda inner, parts: Deadline(inner, clock=parts.clock),
+        make=lambda inner, parts: Deadline(inner),
     ),
     Row(
         "ServiceBreaker",
