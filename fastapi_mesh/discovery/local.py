@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 from fastapi_mesh.core.clock import SystemClock
 from fastapi_mesh.discovery.lists import check, same
 from fastapi_mesh.discovery.local_file import Reading, RegistryFile
-from fastapi_mesh.discovery.rows import Owner, Row, check_times
+from fastapi_mesh.discovery.rows import Owner, Row, RowRegistration, check_times
 from fastapi_mesh.exceptions import ConfigurationError, ServiceDiscoveryError
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class LocalRegistry:
     ) -> None:
         await self.aclose()
 
-    async def register(self, instance: Instance) -> LocalRegistration:
+    async def register(self, instance: Instance) -> RowRegistration:
         """See `Registrar.register`. Raises ConfigurationError for an instance that nobody could call."""
         if instance.scheme == "asgi":
             raise ConfigurationError(
@@ -129,7 +129,7 @@ class LocalRegistry:
             if self._thread is not None:  # nobody will withdraw what may have been stored
                 self._thread.submit(self._file.remove, row)
             raise
-        return LocalRegistration(self, row, self._heartbeat)
+        return RowRegistration(self, row, self._heartbeat)
 
     async def services(self) -> tuple[str, ...]:
         """The services that have an instance now, sorted."""
@@ -192,28 +192,6 @@ class LocalRegistry:
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, "fastapi-mesh-registry")
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
-
-
-class LocalRegistration:
-    """One registration in a `LocalRegistry`."""
-
-    __slots__ = ("_registry", "_row", "_withdrawn", "interval")
-
-    def __init__(self, registry: LocalRegistry, row: Row, interval: float) -> None:
-        self._registry = registry
-        self._row = row
-        self._withdrawn = False
-        self.interval = interval
-
-    async def beat(self) -> None:
-        """See `Registration.beat`. Raises what `LocalRegistry.open` raises."""
-        if not self._withdrawn:
-            await self._registry.renew(self._row)
-
-    async def withdraw(self) -> None:
-        """See `Registration.withdraw`. Raises what `LocalRegistry.open` raises."""
-        self._withdrawn = True
-        await self._registry.remove(self._row)
 
 
 def default_path(environment: Mapping[str, str] = os.environ, platform: str = sys.platform) -> Path:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from fastapi_mesh.core.clock import SystemClock
 from fastapi_mesh.discovery.bell import Bell
 from fastapi_mesh.discovery.lists import check, same
-from fastapi_mesh.discovery.rows import Owner, Row, check_times, lists_of
+from fastapi_mesh.discovery.rows import Owner, Row, RowRegistration, check_times, lists_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -43,13 +43,13 @@ class MemoryRegistry:
         self._bell = Bell()
         self._lock = threading.Lock()
 
-    async def register(self, instance: Instance) -> MemoryRegistration:
+    async def register(self, instance: Instance) -> RowRegistration:
         """See `Registrar.register`. Raises ConfigurationError for an instance that nobody could call."""
         row = Row(check(instance), _THIS_PROCESS, next(self._births), self._lease, self._clock.now() + self._lease)
         with self._lock:
             self._put(row)
         self._bell.ring()
-        return MemoryRegistration(self, row, self._heartbeat)
+        return RowRegistration(self, row, self._heartbeat)
 
     async def services(self) -> tuple[str, ...]:
         """The services that have an instance now, sorted."""
@@ -75,7 +75,7 @@ class MemoryRegistry:
             else:
                 await self._bell.wait(version, clock=self._clock, limit=next_expiry - self._clock.now())
 
-    def renew(self, row: Row) -> None:
+    async def renew(self, row: Row) -> None:
         """Prolong the lease of `row`, or put it back if it is gone; one that was replaced stays replaced."""
         now = self._clock.now()
         with self._lock:
@@ -88,7 +88,7 @@ class MemoryRegistry:
             self._put(renewed)
         self._bell.ring()
 
-    def remove(self, row: Row) -> None:
+    async def remove(self, row: Row) -> None:
         """Remove `row` unless another one has replaced it."""
         with self._lock:
             there = self._rows.get(_key(row))
@@ -111,28 +111,6 @@ class MemoryRegistry:
                 self._lists = lists_of(self._rows.values())
                 self._next_expiry = min((row.expires for row in self._rows.values()), default=math.inf)
             return self._lists, self._next_expiry
-
-
-class MemoryRegistration:
-    """One registration in a `MemoryRegistry`."""
-
-    __slots__ = ("_registry", "_row", "_withdrawn", "interval")
-
-    def __init__(self, registry: MemoryRegistry, row: Row, interval: float) -> None:
-        self._registry = registry
-        self._row = row
-        self._withdrawn = False
-        self.interval = interval
-
-    async def beat(self) -> None:
-        """See `Registration.beat`; never raises."""
-        if not self._withdrawn:
-            self._registry.renew(self._row)
-
-    async def withdraw(self) -> None:
-        """See `Registration.withdraw`; never raises."""
-        self._withdrawn = True
-        self._registry.remove(self._row)
 
 
 def _key(row: Row) -> tuple[str, str]:

@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from fastapi_mesh.core.instance import Instance
 from fastapi_mesh.discovery.lists import check, ordered
@@ -35,6 +35,40 @@ class Row:
     born: int
     lease: float
     expires: float
+
+
+class RowKeeper(Protocol):
+    """A registry that keeps rows with leases."""
+
+    async def renew(self, row: Row) -> None:
+        """Prolong the lease of `row`; stores it again if it is gone."""
+        ...
+
+    async def remove(self, row: Row) -> None:
+        """Remove `row`, if it is there and no other has replaced it."""
+        ...
+
+
+class RowRegistration:
+    """One registration as a row of `registry`. Its methods raise what the registry's do."""
+
+    __slots__ = ("_registry", "_row", "_withdrawn", "interval")
+
+    def __init__(self, registry: RowKeeper, row: Row, interval: float) -> None:
+        self._registry = registry
+        self._row = row
+        self._withdrawn = False
+        self.interval = interval
+
+    async def beat(self) -> None:
+        """See `Registration.beat`."""
+        if not self._withdrawn:
+            await self._registry.renew(self._row)
+
+    async def withdraw(self) -> None:
+        """See `Registration.withdraw`."""
+        self._withdrawn = True
+        await self._registry.remove(self._row)
 
 
 def check_times(**times: float) -> None:
