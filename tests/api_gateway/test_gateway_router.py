@@ -11,6 +11,7 @@ from fastapi.testclient import TestClient
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from fastapi_mesh.api_gateway import APIGateway, GatewayMiddleware
+from fastapi_mesh.integration import ServiceMeshMiddleware
 from fastapi_mesh.service_mesh import ServiceMesh
 
 pytestmark = pytest.mark.spec("S-200", "A12")
@@ -251,3 +252,40 @@ def test_a_start_that_fails_is_a_failed_start() -> None:
 
     with pytest.raises(Exception, match="user-servce"), TestClient(app):
         pass
+
+
+@pytest.mark.spec("B2")
+def test_what_the_mesh_was_told_of_a_service_wins() -> None:
+    async def teapot(scope, receive, send) -> None:  # type: ignore[no-untyped-def]
+        await send({"type": "http.response.start", "status": 418, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b""})
+
+    mesh = ServiceMesh("front", discovery_backend="static", services={"up": upstream})
+    app_service = APIGateway(services={"up": teapot}, service_mesh=mesh)
+    url_service = APIGateway(services={"up": "http://127.0.0.1:1"}, service_mesh=mesh, prefix="/url", max_retries=0)
+    app = FastAPI()
+    for gateway in (app_service, url_service):
+        gateway.configure_routes([{"path": "/users/*", "service": "up"}])
+        app.include_router(gateway.router)
+
+    with TestClient(app) as client:
+        assert client.get("/users/1").text == "GET /users/1 -"
+        assert client.get("/url/users/1").text == "GET /users/1 /url"
+
+
+def test_in_a_node_it_uses_the_nodes_mesh_and_the_nodes_request_id() -> None:
+    app = new_app()
+    app.add_middleware(ServiceMeshMiddleware, service_name="edge", discovery_backend="static", port=1)
+    gateway = new_gateway()
+    app.include_router(gateway.router)
+
+    with TestClient(app) as client:
+        life = gateway.life
+        assert life is not None
+        assert life.mesh is app.state.mesh
+        response = client.get("/users/7", headers={"x-request-id": "from-the-node"})
+        assert client.get("/metrics").status_code == 200
+
+    assert response.text == "GET /users/7 -"
+    assert response.headers["x-request-id"] == "from-the-node"
+    assert not life.mesh.started
