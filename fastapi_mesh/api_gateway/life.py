@@ -72,13 +72,14 @@ class Life:
             meter=meter,
         )
         self.reserved = reserved_paths(self.mesh, metrics=metrics is not None)
-        self.mesh.policies.on_change(self._policy_changed)
+        self._unsubscribe = self.mesh.policies.on_change(self._policy_changed)
 
     async def start(self) -> None:
         """Open the mesh, unless another door has: the first one owns it."""
         self._owns_mesh = await self.mesh.life.open()
 
     async def aclose(self) -> None:
+        self._unsubscribe()
         self._watch.close()
         if self._owns_mesh:
             await self.mesh.life.close()

@@ -51,9 +51,10 @@ class PolicyTable:
         for listener in self._listeners:
             listener(service, before, after)
 
-    def on_change(self, listener: Callable[[str, ServicePolicy, ServicePolicy], object]) -> None:
-        """Call `listener(service, before, after)` after each change."""
+    def on_change(self, listener: Callable[[str, ServicePolicy, ServicePolicy], object]) -> Callable[[], None]:
+        """Call `listener(service, before, after)` after each change; the returned function ends that."""
         self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
 
 
 def _pass_through(policy: ServicePolicy) -> ServicePolicy:
