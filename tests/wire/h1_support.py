@@ -105,7 +105,14 @@ class Line:
     def ask(self, method: bytes = b"GET", *, hold: bool = False, upgrade: bool = False) -> Exchange:
         """Begin an exchange."""
         context = make_context(make_instance(1), hold=hold, timeout=None)
-        exchange = Exchange(self.connection, make_request(context, method), self.loop, upgrade)  # type: ignore[arg-type]
+        waiter = self.loop.create_future()
+        exchange = Exchange(
+            self.connection,
+            make_request(context, method),
+            self.loop,  # type: ignore[arg-type]
+            waiter,
+            upgrade,
+        )
         self.connection.begin(exchange, b"")
         return exchange
 

@@ -55,7 +55,12 @@ class Exchange:
     )
 
     def __init__(
-        self, connection: H1Connection, request: Request, loop: asyncio.AbstractEventLoop, upgrade: bool
+        self,
+        connection: H1Connection,
+        request: Request,
+        loop: asyncio.AbstractEventLoop,
+        waiter: asyncio.Future[None],
+        upgrade: bool,
     ) -> None:
         context = request.context
         self.connection: H1Connection | None = connection
@@ -72,7 +77,7 @@ class Exchange:
         self.answer_within: float | None = None
         self.sending = False
         self.sender: asyncio.Task[None] | None = None
-        self.waiter: asyncio.Future[None] | None = loop.create_future()
+        self.waiter: asyncio.Future[None] | None = waiter
         self._loop = loop
         self._hold = context.hold
         self._idle_timeout = context.policy.idle_timeout

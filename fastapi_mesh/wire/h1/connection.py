@@ -65,6 +65,7 @@ class H1Connection(asyncio.Protocol):
         "_head_bytes",
         "_head_size",
         "_headers",
+        "_interim",
         "_keep_alive",
         "_length",
         "_linger",
@@ -105,6 +106,7 @@ class H1Connection(asyncio.Protocol):
         self._overhead = 0
         self._keep_alive = False
         self._suspect = False
+        self._interim = False
         self._reading_paused = False
         self._eof = False
         self._linger: asyncio.TimerHandle | None = None
@@ -116,10 +118,11 @@ class H1Connection(asyncio.Protocol):
         """Send the request head, and the body if it is short, and expect an answer."""
         self._exchange = exchange
         self._complete = False
-        self._suspect = False
-        self._head_bytes = 0
-        self._head_size = 0
-        self._overhead = 0
+        if self._suspect or exchange.to_head:
+            self._suspect = exchange.to_head
+            self._interim = False
+            self._head_bytes = 0
+            self._head_size = 0
         self.transport.write(data)
 
     def write(self, data: bytes) -> None:
@@ -174,12 +177,12 @@ class H1Connection(asyncio.Protocol):
             return
         before = len(exchange.parts)
         try:
-            if not exchange.status:
-                self._head_bytes += len(data)
-                if not exchange.started:
-                    exchange.started = True
-                    if not data.startswith(_START):
-                        self._doubt_start(data)
+            if not exchange.started:
+                exchange.started = True
+                if not data.startswith(_START):
+                    self._doubt_start(data)
+                elif len(data) > self._settings.max_header_bytes:
+                    self._suspect = True
             self._feed(data)
         except httptools.HttpParserUpgrade as upgrade:
             self._switched(exchange, data[upgrade.args[0] :])
@@ -236,7 +239,7 @@ class H1Connection(asyncio.Protocol):
         self._headers = []
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if value[-1:] <= b" ":  # nothing, or a blank that is not part of the value (RFC 9112 section 5.1)
+        if not value or value[-1] <= 32:  # nothing, or a blank that is not part of the value (RFC 9112 section 5.1)
             # llhttp takes "chunked<HTAB>" for another coding; then so must we.
             value = value.rstrip(b" " if len(name) == 17 else b" \t")
         self._headers.append((name, value))
@@ -250,14 +253,7 @@ class H1Connection(asyncio.Protocol):
         status: int = parser.get_status_code()
         length, keep_alive = response_framing(status, headers, exchange.to_head)
         self._length = length
-        if (
-            length < 0
-            or status < 200
-            or exchange.to_head
-            or self._suspect
-            or len(headers) > settings.max_headers
-            or self._head_bytes > settings.max_header_bytes
-        ):
+        if self._suspect or length < 0 or status < 200 or len(headers) > settings.max_headers:
             self._judge(exchange, status, parser.get_http_version())
             if status < 200:
                 return
@@ -322,12 +318,13 @@ class H1Connection(asyncio.Protocol):
         if self._length == CHUNKED:
             if version == "1.0":
                 raise UpstreamProtocolError("transfer-encoding in HTTP/1.0")
+            self._overhead = 0
             self._headers = []  # trailers come the same way and must not be added to the head
         self._keep_alive = self._length != UNTIL_CLOSE and is_persistent(headers, version)
         if status >= 200:
             self._complete = exchange.to_head
             return
-        self._suspect = True  # data_received does not see where the next head in the same bytes starts
+        self._suspect = self._interim = True  # data_received does not see where the next head in its bytes starts
         if status < 100:
             raise UpstreamProtocolError(f"{status} is not a status")
         if status == 100:
@@ -344,6 +341,8 @@ class H1Connection(asyncio.Protocol):
         """`size` bytes more, and the message is not complete yet."""
         limit = self._settings.max_header_bytes
         if not exchange.status:
+            self._suspect = True  # the head comes in parts: its size is to be added up
+            self._head_bytes += size
             if self._head_bytes > limit:
                 exchange.lose(UpstreamProtocolError(f"the head is longer than {limit} bytes"))
             return
@@ -387,7 +386,7 @@ class H1Connection(asyncio.Protocol):
         """Whether empty lines follow the end of the message, which llhttp skips; `data` ends in CR or LF."""
         if self._length > 0:
             return not data.endswith(exchange.parts[-1])
-        if exchange.to_head and not self._suspect and 0 <= data.find(_END) != len(data) - 4:
+        if exchange.to_head and not self._interim and 0 <= data.find(_END) != len(data) - 4:
             return True
         return len(data) >= 5 and (data[-4:] != _END or data[-5] in b"\r\n")
 

@@ -63,7 +63,7 @@ class Pool:
         self._idle: OrderedDict[H1Connection, None] = OrderedDict()
         self._queue: OrderedDict[asyncio.Future[H1Connection | None], None] = OrderedDict()
         self._sweeper: asyncio.TimerHandle | None = None
-        self.host_line = b"host: " + instance.authority + b"\r\n"
+        self.host_line = b"host: " + instance.authority
         self.loop = asyncio.get_running_loop()
         self.open = 0
 

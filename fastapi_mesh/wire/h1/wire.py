@@ -6,7 +6,7 @@ import asyncio
 import ssl
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from fastapi_mesh.config.policies import IDEMPOTENT_METHODS
 from fastapi_mesh.core.message import Response
@@ -85,9 +85,11 @@ class H1Wire:
         pool = self._pool(instance)
         data, length, expects, upgrade = request_head(request, instance.base_path, pool.host_line, self._names)
         body = request.body
-        in_one = isinstance(body, bytes) and len(body) <= SLICE
-        if in_one and body:
-            data += cast("bytes", body)
+        in_one = False
+        if isinstance(body, bytes) and len(body) <= SLICE:
+            in_one = True
+            if body:
+                data += body
         deadline = context.attempt_deadline
         loop = pool.loop
         while True:
@@ -98,12 +100,13 @@ class H1Wire:
             if connection is None:
                 connection = await pool.acquire(request)
                 left = 0.0 if deadline is None else deadline - monotonic()
-            exchange = Exchange(connection, request, loop, upgrade)
+            waiter = loop.create_future()
+            exchange = Exchange(connection, request, loop, waiter, upgrade)
             connection.begin(exchange, data)
             if in_one:
                 timer = None if deadline is None else loop.call_later(left, exchange.expire)
                 try:
-                    await cast("asyncio.Future[None]", exchange.waiter)
+                    await waiter
                 except asyncio.CancelledError:
                     exchange.lose(UpstreamConnectionError("the call was cancelled"))
                     raise
@@ -111,7 +114,7 @@ class H1Wire:
                     if timer is not None:
                         timer.cancel()
             else:
-                await self._send(exchange, request, length, expects, left)
+                await self._send(exchange, waiter, request, length, expects, left)
             if exchange.error is None:
                 duration = context.policy.max_stream_duration
                 if duration is not None and not exchange.complete:
@@ -142,7 +145,15 @@ class H1Wire:
                 timer.cancel()
         await self._supervisor.aclose()
 
-    async def _send(self, exchange: Exchange, request: Request, length: int, expects: bool, left: float) -> None:
+    async def _send(
+        self,
+        exchange: Exchange,
+        waiter: asyncio.Future[None],
+        request: Request,
+        length: int,
+        expects: bool,
+        left: float,
+    ) -> None:
         """Send the body beside waiting for the answer's head; the task that sends has ended when this returns.
 
         A streamed body comes at its sender's pace, so the attempt's time (`left`) begins when all of it was sent, as
@@ -153,7 +164,6 @@ class H1Wire:
         if not isinstance(request.body, bytes):
             exchange.answer_within = None if deadline is None else left
             deadline = context.deadline
-        waiter = cast("asyncio.Future[None]", exchange.waiter)
         loop = asyncio.get_running_loop()
         timer = None if deadline is None else loop.call_later(deadline - monotonic(), exchange.expire)
         exchange.sending = length != 0
