@@ -130,6 +130,20 @@ async def test_the_idle_timeout_is_for_each_pause_and_not_for_the_time_between_r
         assert await response.read() == b"d"
 
 
+async def test_a_second_reader_at_the_same_time_is_told_so(wire: H1Wire):
+    script = Steps(HEAD_4, b"abcd")
+    async with BadServer(script) as server:
+        script.step()
+        response = await get(wire, server)
+        source: Any = response._source
+        reading = start(response.read())
+        await asyncio.sleep(0)
+        with pytest.raises(RuntimeError):
+            await source.read()
+        script.step()
+        assert await reading == b"abcd"
+
+
 async def test_a_stream_ends_after_its_longest_duration_although_it_never_pauses(wire: H1Wire):
     async def script(peer: Peer) -> None:
         await peer.read_head()

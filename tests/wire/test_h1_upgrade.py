@@ -167,6 +167,53 @@ async def test_a_peer_that_does_not_read_stops_the_writer_and_in_the_end_fails_i
         assert caught.value.phase == "write"
 
 
+async def test_two_writers_wait_for_the_same_peer(wire: H1Wire):
+    gate = asyncio.Event()
+    size = 200 * 65536
+
+    async def script(peer: Peer) -> None:
+        await peer.read_head()
+        await peer.send(SWITCH)
+        await gate.wait()
+        await peer.read_exactly(2 * size)
+        await peer.send(b"all")
+
+    async def write_all(stream: Any) -> None:
+        for _ in range(200):
+            await stream.write(b"x" * 65536)
+
+    async with BadServer(script) as server:
+        stream = (await ask(wire, server)).upgrade
+        assert stream is not None
+        writers = [start(write_all(stream)) for _ in range(2)]
+        await asyncio.sleep(0.05)
+        assert not any(writer.done() for writer in writers)
+        gate.set()
+        await asyncio.wait_for(asyncio.gather(*writers), 5)
+        assert await stream.read() == b"all"
+        await stream.aclose()
+
+
+async def test_an_upgrade_request_with_a_stream_has_no_deadline_after_101(wire: H1Wire):
+    async def body() -> AsyncIterator[bytes]:
+        yield b"body"
+
+    async def script(peer: Peer) -> None:
+        await peer.read_request()
+        await peer.send(SWITCH)
+        while data := await peer.read_some():
+            await peer.send(data.upper())
+
+    async with BadServer(script) as server:
+        context = make_context(make_instance(server.port), timeout=0.1)
+        response = await wire(make_request(context, b"POST", headers=ASK, body=body()))
+        await asyncio.sleep(0.2)
+        assert response.upgrade is not None
+        await response.upgrade.write(b"x")
+        assert await response.upgrade.read() == b"X"
+        await response.aclose()
+
+
 async def test_a_writer_is_woken_when_the_stream_ends(wire: H1Wire):
     gate = asyncio.Event()
 

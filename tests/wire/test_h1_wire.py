@@ -403,6 +403,43 @@ async def test_a_stale_connection_is_replaced_for_an_idempotent_request_without_
     assert wire.statistics()["stale_retries"] == 1
 
 
+async def test_a_request_that_kills_its_connection_is_repeated_once_and_not_on_every_idle_one(wire: H1Wire):
+    gate = asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.read_head()
+        await gate.wait()
+        await peer.send(OK)
+        await peer.read_head()
+        peer.reset()
+
+    async def deadly(peer: Peer) -> None:
+        await peer.read_head()
+        peer.reset()
+
+    async with BadServer(script, script, script, deadly) as server:
+        calls = [start(get(wire, server)) for _ in range(3)]
+        await until(lambda: len(server.peers) == 3)
+        gate.set()
+        await asyncio.gather(*calls)
+        assert wire.statistics()["idle"] == 3
+        with pytest.raises(UpstreamConnectionError):
+            await get(wire, server)
+
+        assert [len(peer.heads) for peer in server.peers].count(2) == 1
+        assert len(server.peers) == 4
+    assert wire.statistics()["stale_retries"] == 1
+
+
+async def test_with_a_limit_a_stale_connection_is_replaced_too():
+    wire = H1Wire(max_connections=1)
+    async with BadServer(dying_on_the_second_request("reset"), answering()) as server:
+        await stale_pair(wire, server)
+
+        assert (await get(wire, server)).status == 200
+    await wire.aclose()
+
+
 @pytest.mark.parametrize(("method", "body"), [(b"POST", b""), (b"PATCH", b""), (b"PUT", b"x"), (b"GET", b"x")])
 async def test_a_stale_connection_is_an_error_for_any_other_request(wire: H1Wire, method: bytes, body: bytes):
     async with BadServer(dying_on_the_second_request("close"), answering()) as server:
@@ -600,6 +637,19 @@ async def test_closing_the_wire_fails_calls_in_progress_and_refuses_new_ones():
         await asyncio.wait_for(server.peers[0].ended.wait(), 5)
 
     assert wire.statistics()["open"] == 0
+
+
+async def test_two_may_close_the_wire_at_once_and_one_may_give_up():
+    wire = H1Wire()
+    async with BadServer(answering()) as server:
+        await get(wire, server)
+        closing = [start(wire.aclose()) for _ in range(3)]
+        await asyncio.sleep(0)
+        closing[0].cancel()
+        await asyncio.wait(closing, timeout=2)
+
+    assert [each.cancelled() for each in closing] == [True, False, False]
+    assert all(each.exception() is None for each in closing[1:])
 
 
 async def test_closing_the_wire_ends_an_attempt_to_connect():

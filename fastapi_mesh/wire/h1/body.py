@@ -115,6 +115,7 @@ class Exchange:
 
     def on_upgrade(self) -> None:
         """The connection switched to another protocol: a byte stream from here on."""
+        self.on_early_head()
         self._hold = False
         self._wake()
 
@@ -222,6 +223,9 @@ class Exchange:
     # Private.
 
     async def _wait_sender(self, callback: Callable[[], None], timeout: float) -> None:
+        if self._send_waiter is not None:  # another writer of an upgraded stream waits already
+            await asyncio.wait((self._send_waiter,))
+            return
         self._send_waiter = waiter = self._loop.create_future()
         timer = self._loop.call_later(timeout, callback)
         try:
@@ -231,6 +235,8 @@ class Exchange:
             timer.cancel()
 
     async def _wait_readable(self) -> None:
+        if self.waiter is not None:
+            raise RuntimeError("two tasks read the same response")
         self.waiter = waiter = self._loop.create_future()
         timer = None
         if self.status != SWITCHED:

@@ -134,7 +134,8 @@ class Pool:
                 waiter.set_exception(_closed_error())
         self._queue.clear()
         for timeout in self._connecting:
-            timeout.reschedule(0)
+            if not timeout.expired():
+                timeout.reschedule(0)
         for connection in list(self._all):
             if connection in self._idle:
                 connection.close()

@@ -92,11 +92,12 @@ class H1Wire:
                 data += body
         deadline = context.attempt_deadline
         loop = pool.loop
+        fresh = False
         while True:
             left = 0.0 if deadline is None else deadline - monotonic()
             if left < 0.0:
                 raise _no_time_left(request)
-            connection = pool.take()
+            connection = None if fresh else pool.take()
             if connection is None:
                 connection = await pool.acquire(request)
                 left = 0.0 if deadline is None else deadline - monotonic()
@@ -116,16 +117,16 @@ class H1Wire:
             else:
                 await self._send(exchange, waiter, request, length, expects, left)
             if exchange.error is None:
-                duration = context.policy.max_stream_duration
-                if duration is not None and not exchange.complete:
-                    exchange.limit_duration(duration)
-                stream = UpgradedStream(exchange) if exchange.status == SWITCHED else None
-                return Response(exchange.status, exchange.headers, exchange, stream)
-            # RFC 9110 section 9.2.2 and RFC 9112 section 9.3.1: the instance may have closed an idle connection just
-            # as we used it; a request that may be repeated and has no body is sent again.
+                if exchange.complete and exchange.status != SWITCHED:
+                    return Response(exchange.status, exchange.headers, exchange)
+                return _unfinished(exchange, context.policy.max_stream_duration)
+            # RFC 9112 section 9.3.1: the instance may have closed an idle connection just as we used it; a request that
+            # may be repeated and has no body is sent again. On a new connection (with a limit it takes what there is),
+            # so that a request that kills its connection does not kill all of them.
             if not exchange.stale or request.method not in IDEMPOTENT_METHODS or body != b"":
                 raise exchange.error
             self._settings.counters.stale_retries += 1
+            fresh = self._settings.max_connections is None
             pool = self._pool(instance)
 
     async def aclose(self) -> None:
@@ -137,10 +138,11 @@ class H1Wire:
                 del self._pools[key]
         if self._pools:
             loop = asyncio.get_running_loop()
-            self._drained = loop.create_future()
+            if self._drained is None:
+                self._drained = loop.create_future()
             timer = loop.call_later(CLOSE_TIMEOUT + 1.0, self._pools_gone)
             try:
-                await self._drained
+                await asyncio.wait((self._drained,))
             finally:
                 timer.cancel()
         await self._supervisor.aclose()
@@ -205,6 +207,14 @@ class H1Wire:
         if self._ssl_context is None:
             self._ssl_context = ssl.create_default_context()
         return self._ssl_context
+
+
+def _unfinished(exchange: Exchange, duration: float | None) -> Response:
+    """The response to an exchange whose body, or other protocol, goes on; for `duration` seconds at most."""
+    if duration is not None and not exchange.complete:
+        exchange.limit_duration(duration)
+    stream = UpgradedStream(exchange) if exchange.status == SWITCHED else None
+    return Response(exchange.status, exchange.headers, exchange, stream)
 
 
 def _no_time_left(request: Request) -> UpstreamTimeoutError:
