@@ -37,8 +37,9 @@ JSON_ACCEPT: Header = (b"accept", b"application/json")
 def fill_path(path: str, values: Sequence[object], named: Mapping[str, object] | None) -> tuple[str, object | None]:
     """Fill `{}` from `values` and `{name}` from `named`; return the path and a leftover JSON body, or None.
 
-    Values are percent-encoded, so a value can't add a segment. Raises TypeError for missing or surplus values,
-    InvalidRequestError for a value that would change the path (`""`, `.`, `..`).
+    Values are percent-encoded, so a value can't add a segment. Raises TypeError for missing or surplus values and for
+    what is no single value (None, a mapping, a model, a list), InvalidRequestError for a value that would change the
+    path (`""`, `.`, `..`).
 
     >>> fill_path("/users/{}", (7,), None)
     ('/users/7', None)
@@ -71,6 +72,8 @@ def fill_path(path: str, values: Sequence[object], named: Mapping[str, object] |
 
 
 def _segment(value: object, path: str) -> str:
+    if value is None or _is_body(value) or isinstance(value, list | tuple | set | frozenset):
+        raise TypeError(f"{path!r} can't be filled with a {type(value).__name__}, only with a str, an int or the like")
     text = str(value)
     if text in ("", ".", ".."):
         raise InvalidRequestError(f"the value {text!r} would change the path {path!r} instead of filling it")

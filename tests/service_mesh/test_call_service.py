@@ -1,6 +1,7 @@
 """`call_service` in all its forms, and what its errors carry."""
 
 import dataclasses
+import re
 
 import pydantic
 import pytest
@@ -32,6 +33,11 @@ async def fake():
 class Profile(pydantic.BaseModel):
     user_id: int
     bio: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    x: int
 
 
 @pytest.mark.spec("S-152", "B26", "B27")
@@ -92,6 +98,17 @@ async def test_the_keyword_form(fake: FakeMesh) -> None:
 def test_missing_and_surplus_values_are_type_errors(path: str, values: tuple, named: dict | None) -> None:
     with pytest.raises(TypeError):
         fill_path(path, values, named)
+
+
+@pytest.mark.spec("B26")
+@pytest.mark.parametrize("value", [None, {"b": 2}, Profile(user_id=1), Point(1), [1], (1, 2), {1}, frozenset((1,))])
+def test_what_is_no_single_value_does_not_fill_a_path(value: object) -> None:
+    with pytest.raises(TypeError, match=re.escape("'/a/{}' can't be filled with")):
+        fill_path("/a/{}", (value,), None)
+    with pytest.raises(TypeError, match=re.escape("'/a/{id}' can't be filled with")):
+        fill_path("/a/{id}", (), {"id": value})
+    with pytest.raises(TypeError, match=re.escape("'/a/{id}'")):
+        fill_path("/a/{id}", (value,), None)
 
 
 @pytest.mark.spec("B26")
