@@ -48,7 +48,7 @@ _END_TO_END = _OURS | {b"host", b"content-length", b"via"}
 _MANAGED = HOP_BY_HOP | _END_TO_END | {b"expect"}
 _HARMLESS_OPTIONS = frozenset({b"", b"close", b"keep-alive", b"Keep-Alive"})
 
-_KEEP, _DROP, _HOST, _LENGTH, _CODING, _CONNECTION, _EXPECT, _REQUEST_ID, _FORWARDED, _UPPER = range(10)
+_KEEP, _DROP, _HOST, _LENGTH, _CODING, _CONNECTION, _EXPECT, _REQUEST_ID, _FORWARDED, _UPPER, _ATTEMPTS = range(11)
 _KINDS = dict.fromkeys(HOP_BY_HOP, _DROP) | dict.fromkeys(FORWARDING, _FORWARDED)
 _KINDS |= {
     b"connection": _CONNECTION,
@@ -101,6 +101,8 @@ class ResponseNames(dict[bytes, tuple[bytes, int]]):
             kind = _CONNECTION
         elif lowered == b"content-length":
             kind = _LENGTH
+        elif lowered == b"x-mesh-attempts":
+            kind = _ATTEMPTS
         if len(self) < _NAME_MEMORY:
             self[name] = (lowered, kind)
         return lowered, kind
@@ -187,20 +189,26 @@ def read_response(status: int, headers: Sequence[Header], names: ResponseNames) 
     """The headers of a response that go on: in order, duplicates kept, names in lower case.
 
     204 and 304 have no content, so a Content-Length there would only make servers wait for bytes (RFC 9110 section
-    8.6 lets it be left out). Raises ValueError where a server in front could not send them.
+    8.6 lets it be left out). Of several `x-mesh-attempts` the last counts: our mesh adds its own after what a gateway
+    behind us may have said. Raises ValueError where a server in front could not send them.
     """
     if b"".join([value for _, value in headers]).translate(None, _VALUE):
         raise ValueError("a header's value has a control byte in it")
     kept: list[Header] = []
     listed: list[bytes] | None = None
+    attempts: bytes | None = None
     for name, value in headers:
         lowered, kind = names[name]
         if kind == _KEEP or (kind == _LENGTH and status != 304 and status != 204):
             kept.append((lowered, value))
         elif kind == _CONNECTION and value not in _HARMLESS_OPTIONS:
             listed = [*(listed or ()), *_options(value)]
+        elif kind == _ATTEMPTS:
+            attempts = value
     if listed is not None:
         kept = [header for header in kept if header[0] not in listed]
+    if attempts is not None:
+        kept.append((b"x-mesh-attempts", attempts))
     return kept
 
 

@@ -92,6 +92,14 @@ async def test_the_answer_comes_back_exactly_as_it_should(http: str) -> None:
     assert len({name for name, _ in headers}) == len(headers) - 1, "nothing twice but set-cookie"
 
 
+async def test_of_two_gateways_in_a_row_the_outer_one_says_how_often_it_tried(http: str) -> None:
+    answer = b"HTTP/1.1 200 OK\r\nX-Mesh-Attempts: 7\r\nContent-Length: 0\r\nConnection: x-mesh-attempts\r\n\r\n"
+    async with RawUpstream(answer) as upstream, serving(gateway_to(upstream.url), http) as port:
+        _, headers, _ = parts(await talk(port, request("GET /api/x")))
+
+    assert [value for name, value in headers if name == b"x-mesh-attempts"] == [b"1"]
+
+
 async def test_a_dot_segment_goes_on_where_it_can_do_no_harm(http: str) -> None:
     async with RawUpstream() as upstream, serving(gateway_to(upstream.url), http) as port:
         await talk(port, request("GET /api/a%2Fb/../c//d?x"))
