@@ -117,14 +117,14 @@ async def test_the_idle_timeout_is_for_each_pause_and_not_for_the_time_between_r
     script = Steps(HEAD_4, b"a", b"b", b"c", b"d")
     async with BadServer(script) as server:
         script.step()
-        response = await get(wire, server, timeouts=TimeoutPolicy(idle_timeout=0.2), timeout=0.1)
+        response = await get(wire, server, timeouts=TimeoutPolicy(idle_timeout=0.5))
         for part in (b"a", b"b"):
             reading = start(response.read())
-            await asyncio.sleep(0.12)
+            await asyncio.sleep(0.3)
             script.step()
             assert await reading == part
         script.step()
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.6)
         assert await response.read() == b"c"
         script.step()
         assert await response.read() == b"d"
@@ -227,6 +227,13 @@ async def test_trailers_are_dropped_and_told(wire: H1Wire, events: list[Event]):
 # Holding short answers.
 
 
+@pytest.fixture
+def long_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is held is held for longer than any test waits, however busy the machine is."""
+    monkeypatch.setattr("fastapi_mesh.wire.h1.body.HOLD_TIME", 60.0)
+
+
+@pytest.mark.usefixtures("long_hold")
 async def test_a_short_answer_that_is_held_is_delivered_when_it_is_whole(wire: H1Wire):
     script = Steps(HEAD_4, b"ab", b"cd")
     async with BadServer(script) as server:
@@ -256,6 +263,7 @@ async def test_a_held_answer_is_delivered_50_ms_after_its_head_at_the_latest(wir
         assert await response.read() == b"cd"
 
 
+@pytest.mark.usefixtures("long_hold")
 @pytest.mark.parametrize("how", ["close", "reset"])
 async def test_a_death_while_the_answer_is_held_is_an_error_of_the_call(wire: H1Wire, how: str):
     async def script(peer: Peer) -> None:
@@ -281,6 +289,7 @@ async def test_a_death_after_the_hold_is_an_error_of_the_body(wire: H1Wire):
             await response.read()
 
 
+@pytest.mark.usefixtures("long_hold")
 @pytest.mark.parametrize(
     "head",
     [
@@ -293,13 +302,13 @@ async def test_long_answers_and_those_without_length_are_not_held(wire: H1Wire, 
     script = Steps(head)
     async with BadServer(script) as server:
         script.step()
-        started = time.monotonic()
         response = await get(wire, server, hold=True)
 
-        assert time.monotonic() - started < 0.045
+        assert not response.at_end
         await response.aclose()
 
 
+@pytest.mark.usefixtures("long_hold")
 async def test_the_deadline_still_counts_while_an_answer_is_held(wire: H1Wire):
     script = Steps(HEAD_4)
     async with BadServer(script) as server:

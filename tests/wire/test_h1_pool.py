@@ -221,7 +221,7 @@ async def test_an_idle_connection_is_closed_after_its_time():
         took = await expiring(wire, server, lambda: wire.statistics()["open"] == 0)
         await asyncio.wait_for(server.peers[0].ended.wait(), 5)
 
-        assert 0.09 < took < 1.0
+        assert 0.09 < took < 3.0
         assert wire._pools == {}
         assert (await get(wire, server)).status == 200
         assert len(server.peers) == 2

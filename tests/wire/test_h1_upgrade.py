@@ -126,7 +126,7 @@ async def test_a_reset_of_the_stream_is_an_error(wire: H1Wire):
 
 async def test_a_quiet_stream_lives_longer_than_the_idle_timeout(wire: H1Wire):
     async with BadServer(echo) as server:
-        stream = (await ask(wire, server, timeouts=TimeoutPolicy(idle_timeout=0.05), timeout=0.1)).upgrade
+        stream = (await ask(wire, server, timeouts=TimeoutPolicy(idle_timeout=0.05), timeout=2.0)).upgrade
         assert stream is not None
         assert await stream.read() == b"hello"
         reading = start(stream.read())
@@ -205,9 +205,9 @@ async def test_an_upgrade_request_with_a_stream_has_no_deadline_after_101(wire: 
             await peer.send(data.upper())
 
     async with BadServer(script) as server:
-        context = make_context(make_instance(server.port), timeout=0.1)
+        context = make_context(make_instance(server.port), timeout=0.4)
         response = await wire(make_request(context, b"POST", headers=ASK, body=body()))
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.5)
         assert response.upgrade is not None
         await response.upgrade.write(b"x")
         assert await response.upgrade.read() == b"X"

@@ -192,7 +192,7 @@ async def test_the_deadline_of_the_call_ends_an_upload_with_its_body_and_connect
     source = Source(b"one", b"two", gate=asyncio.Semaphore(0))
     async with BadServer(Peer.wait_closed_by_client) as server:
         with pytest.raises(UpstreamTimeoutError):
-            await post(wire, server, source, timeout=5.0, call_timeout=0.05)
+            await post(wire, server, source, timeout=5.0, call_timeout=0.3)
 
         assert source.ended == "closed"
         await asyncio.wait_for(server.peers[0].ended.wait(), 5)
@@ -204,7 +204,7 @@ async def test_the_time_of_an_attempt_begins_when_its_stream_was_sent(wire: H1Wi
 
     async def slow() -> AsyncIterator[bytes]:
         for part in (b"one", b"two"):
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.2)
             yield part
 
     async def silent(peer: Peer) -> None:
@@ -212,13 +212,13 @@ async def test_the_time_of_an_attempt_begins_when_its_stream_was_sent(wire: H1Wi
         await peer.wait_closed_by_client()
 
     async with BadServer(answering()) as quick, BadServer(silent) as server:
-        assert (await post(wire, quick, slow(), headers, timeout=0.1)).status == 200
+        assert (await post(wire, quick, slow(), headers, timeout=0.3)).status == 200
         started = time.monotonic()
         with pytest.raises(UpstreamTimeoutError) as caught:
-            await post(wire, server, slow(), headers, timeout=0.1)
+            await post(wire, server, slow(), headers, timeout=0.3)
 
     assert caught.value.phase == "headers"
-    assert 0.28 < time.monotonic() - started < 2
+    assert 0.65 < time.monotonic() - started < 2
 
 
 async def test_an_upload_on_a_stale_connection_is_not_repeated(wire: H1Wire):

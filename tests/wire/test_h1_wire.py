@@ -504,7 +504,7 @@ async def test_an_instance_that_never_answers_costs_the_connection_at_the_deadli
 
     async with BadServer(script) as server:
         with pytest.raises(UpstreamTimeoutError) as caught:
-            await get(wire, server, timeout=0.05)
+            await get(wire, server, timeout=0.3)
         await asyncio.wait_for(server.peers[0].ended.wait(), 5)
 
     assert (caught.value.phase, caught.value.request_sent, caught.value.service) == ("headers", True, "users")

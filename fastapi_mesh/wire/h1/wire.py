@@ -88,8 +88,7 @@ class H1Wire:
         in_one = False
         if isinstance(body, bytes) and len(body) <= SLICE:
             in_one = True
-            if body:
-                data += body
+            data += body
         deadline = context.attempt_deadline
         loop = pool.loop
         fresh = False
