@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import sqlite3
+import stat
 import sys
 import time
 from datetime import UTC, datetime
@@ -24,6 +25,10 @@ logger = logging.getLogger("fastapi_mesh.discovery.local")
 
 APPLICATION_ID = 0x464D6573
 """`PRAGMA application_id`: "FMes". A SQLite file with another one belongs to somebody else."""
+
+_MAGIC = b"SQLite format 3\0"
+_APPLICATION_ID_AT = 68
+"""Where a SQLite file has its magic string (at 0) and its application id (https://sqlite.org/fileformat.html, 1.3)."""
 
 SCHEMA_VERSION = 1
 """`PRAGMA user_version`."""
@@ -83,12 +88,23 @@ def make(path: Path) -> None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+        found = _status_of(path)
     except (OSError, ValueError) as error:
         raise refused(path, f"can't be made: {error}") from error
-    if path.is_dir():
-        raise refused(path, "is a folder")
+    if found is not None and not stat.S_ISREG(found.st_mode):
+        raise refused(path, "is a folder" if stat.S_ISDIR(found.st_mode) else "is not a regular file")
+    if found is not None and found.st_size == 1:  # SQLite takes it for empty, and would write over it
+        raise refused(path, "is not a registry")
     if not (os.access(path, os.R_OK | os.W_OK) and os.access(path.parent, os.W_OK | os.X_OK)):
         raise refused(path, "can't be written by this user")
+
+
+def _status_of(path: Path) -> os.stat_result | None:
+    """What the file is; None when another process has just moved it aside."""
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return None
 
 
 def adopt(connection: sqlite3.Connection, path: Path) -> None:
@@ -152,13 +168,31 @@ def _only_one_process(path: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def move_aside(path: Path, identity: tuple[int, int] | None, error: sqlite3.Error) -> None:
+def _may_be_ours(path: Path) -> bool:
+    """Whether the file's header says that it is a registry, or there is nothing in it that could be somebody's.
+
+    Only for a file that SQLite can't read: closing it here drops this process' locks on it.
+    """
+    try:
+        with path.open("rb") as file:
+            header = file.read(_APPLICATION_ID_AT + 4)
+    except FileNotFoundError:
+        return True  # another process has moved it aside
+    return not header or (
+        header.startswith(_MAGIC) and header[_APPLICATION_ID_AT:] == APPLICATION_ID.to_bytes(4, "big")
+    )
+
+
+def move_aside(path: Path, identity: tuple[int, int] | None, error: sqlite3.Error, *, adopted: bool) -> None:
     """Put a damaged file out of the way, unless another process has done so; raises ConfigurationError if it can't be.
 
     Nothing is lost: every node registers anew with its next beat. The journal goes first, for SQLite would play it
-    into the new file.
+    into the new file. A file that is not a registry is left alone, with a ConfigurationError, unless there was one
+    at this path before (`adopted`): then it is what is left of that one.
     """
     try:
+        if not adopted and not _may_be_ours(path) and identity_of(path) == identity:
+            raise refused(path, f"is not a registry ({error})")
         with _only_one_process(path):
             if identity_of(path) != identity:
                 return  # another process was quicker

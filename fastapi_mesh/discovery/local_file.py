@@ -73,6 +73,7 @@ class RegistryFile:
         self._now = now
         self._fixed: dict[str, object] = {"namespace": namespace, "boot": boot}
         self._identity: tuple[int, int] | None = None
+        self._adopted = False
         self._writer: sqlite3.Connection | None = None
         self._reader: sqlite3.Connection | None = None
         self._next_purge = -math.inf
@@ -181,11 +182,12 @@ class RegistryFile:
             except sqlite3.Error as error:
                 code: int = getattr(error, "sqlite_errorcode", 0)
                 damaged = code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-                if last or not (damaged or code == sqlite3.SQLITE_READONLY_DBMOVED):
+                emptied = code == sqlite3.SQLITE_ERROR and self._adopted and "no such table" in str(error)
+                if last or not (damaged or emptied or code == sqlite3.SQLITE_READONLY_DBMOVED):
                     raise explained(self.path, error, code) from error
                 self.close()
                 if damaged:
-                    move_aside(self.path, self._identity, error)
+                    move_aside(self.path, self._identity, error, adopted=self._adopted)
             except OSError as error:
                 raise ServiceDiscoveryError(f"the registry {self.path} can't be reached: {error}") from error
         raise AssertionError("the second attempt returns or raises")
@@ -208,6 +210,7 @@ class RegistryFile:
                 raise
             if self._identity == identity_of(self.path):
                 self.opened += 1
+                self._adopted = True
                 return self._writer
             self.close()
         raise ServiceDiscoveryError(f"the registry {self.path} is being replaced again and again")

@@ -21,6 +21,7 @@ import pytest
 
 from fastapi_mesh.core.instance import Instance
 from fastapi_mesh.core.tasks import Supervisor
+from fastapi_mesh.discovery.base import Registration
 from fastapi_mesh.discovery.local import LocalRegistry, default_path
 from fastapi_mesh.discovery.local_database import APPLICATION_ID, SCHEMA_VERSION
 from fastapi_mesh.discovery.local_file import RegistryFile
@@ -67,6 +68,18 @@ def open_files() -> list[str]:
         with suppress(FileNotFoundError):  # the descriptor of the listing itself
             found.append(os.readlink(f"/proc/self/fd/{name}"))
     return found
+
+
+async def healed(registry: LocalRegistry, other: LocalRegistry, registration: Registration) -> None:
+    """Wait until beats have put the instance back where a registry that opens the file now finds it."""
+    async with asyncio.timeout(5):
+        while True:
+            with suppress(ServiceDiscoveryError, ConfigurationError):
+                await registration.beat()
+                await registry.instances()
+                if ids(await other.instances()) == ["users-1"]:
+                    return
+            await asyncio.sleep(0.05)
 
 
 def ids(instances: tuple[Instance, ...]) -> list[str]:
@@ -299,14 +312,22 @@ def test_a_tilde_in_the_path_is_the_home_folder():
         LocalRegistry("~no-such-user-here/registry.db")
 
 
-GARBAGE = [
-    pytest.param(b"this was a registry once\n" * 200, id="text"),
+OUR_HEADER = (b"SQLite format 3\x00".ljust(68, b"\x00")) + APPLICATION_ID.to_bytes(4, "big")
+DAMAGED = [
+    pytest.param(OUR_HEADER, id="cut off"),
+    pytest.param(OUR_HEADER + b"\x00" * 8120, id="zeros"),
+    pytest.param(OUR_HEADER + os.urandom(8120), id="random after the header"),
+]
+NOT_OURS = [
+    pytest.param(b"x", id="one byte"),
+    pytest.param(b'[project]\nname = "shop"\n', id="short text"),
+    pytest.param(b"this was never a registry\n" * 200, id="long text"),
     pytest.param(b"\x00" * 8192, id="zeros"),
-    pytest.param(b"SQLite format 3\x00" + os.urandom(8192), id="random after the header"),
+    pytest.param(b"SQLite format 3\x00" + b"\x01" * 8192, id="another one's damaged database"),
 ]
 
 
-@pytest.mark.parametrize("garbage", GARBAGE)
+@pytest.mark.parametrize("garbage", DAMAGED)
 async def test_a_damaged_file_is_moved_aside_loudly_and_made_anew(registry_at, tmp_path, caplog, garbage):
     path = tmp_path / "registry.db"
     path.write_bytes(garbage)
@@ -321,8 +342,59 @@ async def test_a_damaged_file_is_moved_aside_loudly_and_made_anew(registry_at, t
     assert str(aside.name) in record.message
 
 
+@pytest.mark.parametrize("content", NOT_OURS)
+async def test_a_file_that_is_not_a_registry_is_refused_and_left_alone(registry_at, tmp_path, content):
+    path = tmp_path / "pyproject.toml"
+    path.write_bytes(content)
+    registry = registry_at(path)
+
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match=r"discovery\.path: .*pyproject.toml is not a registry"):
+            await registry.open()
+
+    assert path.read_bytes() == content
+    assert os.listdir(tmp_path) == ["pyproject.toml"]
+
+
+async def test_an_empty_file_is_taken(registry_at, tmp_path):
+    (tmp_path / "registry.db").touch()
+
+    await registry_at().register(instance())
+
+    assert ids(await registry_at().instances()) == ["users-1"]
+    assert list(tmp_path.glob("registry.db.corrupt-*")) == []
+
+
+async def test_what_is_no_regular_file_is_refused(registry_at, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/null")
+    for path in (Path("/dev/null"), tmp_path / "pipe", tmp_path / "link"):
+        with pytest.raises(ConfigurationError, match=r"discovery\.path: the registry .* is not a regular file"):
+            await registry_at(path).open()
+    with pytest.raises(ConfigurationError, match=r"discovery\.path: the registry .* is a folder"):
+        await registry_at(tmp_path).open()
+
+
+@pytest.mark.parametrize("length", [0, 100, 4096, 5000])
+async def test_a_registry_cut_off_while_in_use_is_made_anew(registry_at, length):
+    registry = registry_at()
+    registration = await registry.register(instance())
+
+    os.truncate(registry.path, length)
+    await healed(registry, registry_at(), registration)
+
+
+async def test_a_registry_overwritten_while_in_use_is_made_anew(registry_at):
+    registry = registry_at()
+    registration = await registry.register(instance())
+
+    with registry.path.open("r+b") as file:
+        file.write(os.urandom(registry.path.stat().st_size))
+    await healed(registry, registry_at(), registration)
+
+
 async def test_only_one_process_repairs_at_a_time(registry_at, tmp_path):
-    (tmp_path / "registry.db").write_bytes(b"\x01" * 5000)
+    (tmp_path / "registry.db").write_bytes(OUR_HEADER + b"\x01" * 5000)
     registry = registry_at()
     with (tmp_path / "registry.db.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -336,7 +408,7 @@ async def test_only_one_process_repairs_at_a_time(registry_at, tmp_path):
 
 
 async def test_a_damaged_file_that_can_t_be_moved_is_a_configuration_error(registry_at, tmp_path):
-    (tmp_path / "registry.db").write_bytes(b"\x01" * 5000)
+    (tmp_path / "registry.db").write_bytes(OUR_HEADER + b"\x01" * 5000)
     (tmp_path / "registry.db.lock").mkdir()
 
     with pytest.raises(ConfigurationError, match=r"is damaged \(file is not a database\) and can't be moved aside"):
