@@ -15,7 +15,8 @@ from fastapi_mesh.wire.asgi import AsgiWire
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from fastapi_mesh.config.policies import ServicePolicy
+    from fastapi_mesh.config.policies import CallPolicy, ServicePolicy
+    from fastapi_mesh.core.context import CallContext
     from fastapi_mesh.core.instance import ASGIApp
     from fastapi_mesh.core.message import Request, Response
     from fastapi_mesh.testing.wire import Reply
@@ -107,7 +108,8 @@ class FakeMesh(ServiceMesh):
 
     Retries, breakers and timeouts are real; time is the FakeClock `fake.fake_clock`, and back-off does not wait unless
     `real_waits=True` (then turn the clock with `await fake.fake_clock.advance(...)`). A call to a service or path
-    without a script fails with an AssertionError that names it. `fake.calls` are the attempts made, in order.
+    without a script fails with an AssertionError that names it; `fake.service(name, instances=0)` is a service that
+    exists and has no instance (ServiceDiscoveryError). `fake.calls` are the attempts made, in order.
     """
 
     def __init__(
@@ -145,6 +147,15 @@ class FakeMesh(ServiceMesh):
             found = self._services[name] = FakeService(name)
             self.add_service(name, [Instance(name, f"{name}-{n}", "fake", n) for n in range(1, instances + 1)])
         return found
+
+    def new_context(
+        self, service: str, *, template: str = "", policy: CallPolicy | None = None, deadline: float | None = None
+    ) -> CallContext:
+        """As of any mesh. Raises AssertionError for a service that nobody scripted."""
+        if service not in self._services:
+            known = ", ".join(self._services) or "none"
+            raise AssertionError(f"{service}: nobody scripted this service; scripted are {known}")
+        return super().new_context(service, template=template, policy=policy, deadline=deadline)
 
     async def answer(self, request: Request) -> Response:
         """One attempt: a script, else the mounted application."""

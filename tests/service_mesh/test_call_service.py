@@ -219,6 +219,7 @@ async def test_the_description_s_order_of_except_clauses_works(fake: FakeMesh) -
             return "static"
 
     fake.service("flaky").get("/x").fails(500)
+    fake.service("unknown", instances=0)
     assert await resilient("unknown") == "static"
     assert [await resilient("flaky") for _ in range(6)] == ["fallback"] * 5 + ["cache"]
 
@@ -280,6 +281,20 @@ async def test_an_unscripted_call_names_what_is_missing(fake: FakeMesh) -> None:
     fake.service("s").get("/known").returns({})
     with pytest.raises(AssertionError, match="s: GET /unknown was called, but GET /known is scripted"):
         await fake.call_service("s", "/unknown")
+
+
+@pytest.mark.spec("X-70")
+async def test_a_call_to_a_service_that_nobody_scripted_names_it(fake: FakeMesh) -> None:
+    with pytest.raises(AssertionError, match="profil-service: nobody scripted this service; scripted are none"):
+        await fake.call_service("profil-service", "/x")
+    fake.service("profile-service")
+    fake.service("order-service")
+    known = "profil-service: nobody scripted this service; scripted are profile-service, order-service"
+    with pytest.raises(AssertionError, match=known):
+        await fake.call_service("profil-service", "/x")
+    async with fake.get_client("profil-service") as client:
+        with pytest.raises(AssertionError, match=known):
+            await client.get("/x")
 
 
 @pytest.mark.spec("X-70")
