@@ -6,7 +6,7 @@ It holds the configuration and the doors; what is open lives in `life`, what hap
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
 from fastapi_mesh.api_gateway import server, standalone
@@ -15,8 +15,10 @@ from fastapi_mesh.api_gateway.router import GatewayRouter
 from fastapi_mesh.api_gateway.routes import new_table
 from fastapi_mesh.api_gateway.target import locate
 from fastapi_mesh.config.compat import routes_from_description, services_from_description
+from fastapi_mesh.config.later import missing_attribute
 from fastapi_mesh.config.load import load_gateway_config
 from fastapi_mesh.exceptions import ConfigurationError
+from fastapi_mesh.service_mesh.doors import explain_start
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -101,6 +103,11 @@ class APIGateway:
         self._server: uvicorn.Server | None = None
         self.router = GatewayRouter(self)
 
+    if not TYPE_CHECKING:  # to a type checker a method that isn't there must stay an error
+
+        def __getattr__(self, name: str) -> object:
+            raise missing_attribute(self, name)
+
     def __repr__(self) -> str:
         return f"<APIGateway, {len(self._table)} routes, {'closed' if self._life is None else 'open'}>"
 
@@ -170,7 +177,12 @@ class APIGateway:
     @asynccontextmanager
     async def lifespan(self, app: object) -> AsyncIterator[None]:
         """Open while the application runs; `include_router` makes this part of its lifespan."""
-        async with self.opened({"app": app}):
+        async with AsyncExitStack() as open_gateway:
+            try:
+                await open_gateway.enter_async_context(self.opened({"app": app}))
+            except Exception as error:  # whatever it is, it ends the start, and is explained below its traceback
+                error.add_note(explain_start("the gateway", error))
+                raise
             yield
 
     @asynccontextmanager

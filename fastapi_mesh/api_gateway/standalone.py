@@ -60,7 +60,7 @@ async def _serve_lifespan(gateway: APIGateway, scope: Message, receive: Receive,
             if not isinstance(error, MeshError):
                 logger.error("starting the gateway failed", exc_info=error)
             await send({"type": "lifespan.startup.failed", "message": explain_start("the gateway", error)})
-            return
+            raise
         await send({"type": "lifespan.startup.complete"})
         if gateway.life is not None:
             gateway.life.mesh.life.serving()

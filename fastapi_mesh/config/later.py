@@ -57,6 +57,21 @@ LATER: dict[str, str] = {
 }
 """Option to what it belongs to, as the beginning of the sentence "... not part of this version"."""
 
+LATER_METHODS: dict[str, str] = {
+    # of a gateway
+    "add_middleware": "gateway middleware is",
+    "add_transformers": "transformers are",
+    "configure_auth": "authentication is",
+    "configure_circuit_breakers": "configuring a gateway's circuit breakers is",
+    "health_check": "health checks of a gateway's own are",
+    # of a mesh
+    "watch_service": "watching a service is",
+    "get_config": "distributed configuration is",
+    "watch_config": "distributed configuration is",
+    "require_valid_cert": "mutual TLS is",
+}
+"""Method of the product description to what it belongs to, likewise."""
+
 _OFF_WORDS = frozenset({"", "0", "false", "no", "off", "none", "null"})
 
 
@@ -83,6 +98,18 @@ def not_yet(what: str) -> str:
 def refusal(option: str) -> str:
     """The whole sentence about an option, without its path."""
     return not_yet(LATER.get(option, "this option is"))
+
+
+class NotInThisVersionError(ConfigurationError, AttributeError):
+    """A method of the product description that this version doesn't have."""
+
+
+def missing_attribute(owner: object, name: str) -> AttributeError:
+    """What `owner.__getattr__(name)` raises: names what belongs to a later version, else is Python's usual error."""
+    kind = type(owner).__name__
+    if name in LATER_METHODS:
+        return NotInThisVersionError(f"{kind}.{name}: {not_yet(LATER_METHODS[name])}")
+    return AttributeError(f"{kind!r} object has no attribute {name!r}", name=name, obj=owner)
 
 
 def refuse_unavailable(options: Mapping[str, object]) -> None:

@@ -32,7 +32,8 @@ async def run_lifespan(
 
     Order: mesh started, application's startup, server told, registration begun; at the end: left the registry,
     application's shutdown, mesh stopped, server told. A failed start is answered with `lifespan.startup.failed`, whose
-    message has the reason in a few lines: raising would make uvicorn serve errors for ever.
+    message has the reason in a few lines, and then raised: only raising would make uvicorn serve errors for ever, and
+    only answering would make a test client wait for the end of the application.
     """
     first = [await receive()]
     try:
@@ -41,7 +42,7 @@ async def run_lifespan(
         if not isinstance(error, MeshError):
             logger.error("starting the mesh failed", exc_info=error)
         await send({"type": "lifespan.startup.failed", "message": explain_start(service_name, error)})
-        return
+        raise
     if "state" in scope:
         scope["state"]["mesh"] = mesh
 

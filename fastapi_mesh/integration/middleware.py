@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import inspect
 import logging
 from typing import TYPE_CHECKING
 
+from fastapi_mesh.config.problems import suggestion
 from fastapi_mesh.core.problem import problem
 from fastapi_mesh.exceptions import ConfigurationError, MeshError
 from fastapi_mesh.integration.lifespan import run_lifespan
 from fastapi_mesh.integration.node import Node
 from fastapi_mesh.integration.pages import send_answer
+from fastapi_mesh.integration.unusable import Unusable
 from fastapi_mesh.service_mesh.doors import adopt, explain_start
 from fastapi_mesh.service_mesh.mesh import ServiceMesh
 
@@ -42,6 +45,17 @@ class ServiceMeshMiddleware:
     "/health", a `drain_delay` of 2.0 seconds, `start_policy` "degraded". `trust_request_id=False` replaces an inbound
     `x-request-id`. Options whose part isn't in this version are refused when the application starts.
     """
+
+    if not TYPE_CHECKING:  # a type checker knows the keywords below, and refuses others itself
+
+        def __new__(cls, app: ASGIApp, **settings: object) -> object:
+            """Tell the server of unknown keywords: raising here would not reach it (see `Unusable`)."""
+            known = list(inspect.signature(cls.__init__).parameters)[2:]
+            problems = [f"{name}: unknown key{suggestion(name, known)}" for name in settings if name not in known]
+            if problems:
+                error = ConfigurationError(problems=problems, source="ServiceMeshMiddleware")
+                return Unusable(app, settings.get("service_name"), error)
+            return super().__new__(cls)
 
     def __init__(
         self,

@@ -27,9 +27,15 @@ def explain_start(service_name: str | None, error: Exception) -> str:
             f"fastapi-mesh: {who} can't start" + (f" with the settings of {source}" if source else ""),
             *settings,
             f"  fix:     {_fix(error)}",
-            "  or:      SERVICE_MESH_ENABLED=false starts it without the mesh; calls then pass straight through",
+            f"  or:      {_way_out(error)}",
         ]
     )
+
+
+def _way_out(error: Exception) -> str:
+    if isinstance(error, ConfigurationError):
+        return "leave the setting out, so that its default counts; the configuration reference has it"
+    return "SERVICE_MESH_ENABLED=false starts it without the mesh; calls then pass straight through"
 
 
 def _fix(error: Exception) -> str:

@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from fastapi_mesh.config.compat import balancing_policies, breaker_policies, retry_policies
+from fastapi_mesh.config.later import missing_attribute
 from fastapi_mesh.config.load import load_mesh_config
 from fastapi_mesh.core.clock import SystemClock
 from fastapi_mesh.core.context import CallContext, current_inbound
@@ -203,6 +204,11 @@ class ServiceMesh:
         from fastapi_mesh.observability.tracing import Tracing  # imported late: only where tracing is on
 
         return Tracing()
+
+    if not TYPE_CHECKING:  # to a type checker a method that isn't there must stay an error
+
+        def __getattr__(self, name: str) -> object:
+            raise missing_attribute(self, name)
 
     def __repr__(self) -> str:
         state = "started" if self.started else "stopped"

@@ -82,10 +82,11 @@ class Sources:
         """Open the backend and run the lifespans of in-process applications. Raises ConfigurationError for what
         waiting can't mend; a registry that does not answer is waited for in the background.
         """
-        life.push_async_callback(self.directory.aclose)
         backend = self.backend
         if isinstance(backend, LocalRegistry):
             life.push_async_callback(backend.aclose)
+        life.push_async_callback(self.directory.aclose)  # the watches end before what they watch
+        if isinstance(backend, LocalRegistry):
             try:
                 await backend.open()
             except ServiceDiscoveryError as error:

@@ -420,7 +420,7 @@ async def test_a_failed_start_in_a_lifespan_says_below_its_traceback_what_to_do(
                 "fastapi-mesh: orders can't start",
                 "  setting: mesh: wrong",
                 "  fix:     correct what is named above, in code, in the environment (MESH_...) or in the file",
-                "  or:      SERVICE_MESH_ENABLED=false starts it without the mesh; calls then pass straight through",
+                "  or:      leave the setting out, so that its default counts; the configuration reference has it",
             ],
         ),
         (

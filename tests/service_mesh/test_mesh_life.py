@@ -230,3 +230,19 @@ def test_policies_can_not_switch_a_disabled_mesh_on(monkeypatch: pytest.MonkeyPa
     mesh.configure_circuit_breakers({"echo": {"failure_threshold": 5}})
     assert mesh.policy_of("echo").retry is None
     assert mesh.policy_of("echo").circuit_breaker is None
+
+
+def test_methods_of_later_versions_are_refused_by_name_and_others_are_plain_attribute_errors() -> None:
+    from fastapi_mesh import APIGateway
+
+    mesh, gateway = ServiceMesh("a", discovery_backend="static"), APIGateway()
+    for owner, names in (
+        (mesh, ["watch_service", "get_config", "watch_config", "require_valid_cert"]),
+        (gateway, ["add_middleware", "add_transformers", "configure_auth", "configure_circuit_breakers"]),
+    ):
+        for name in names:
+            with pytest.raises(ConfigurationError, match=rf"{name}: .* not part of this version"):
+                getattr(owner, name)
+            assert not hasattr(owner, name)
+        with pytest.raises(AttributeError, match="has no attribute 'nope'"):
+            owner.nope  # noqa: B018
