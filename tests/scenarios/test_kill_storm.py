@@ -93,8 +93,12 @@ async def storm(processes: Processes, folder: Path, requests: int) -> None:
     assert cluster.kills >= 3
     assert tally.failed.get("GET", []) == []
     assert doubled == {}
-    # A POST that was under way in a killed instance may fail, as nobody can know whether it was executed.
-    assert all("connection-failed" in line for line in failed_posts), failed_posts[:5]
+    # A POST that was under way in a killed instance may fail, as nobody can know whether it was executed: with a 502,
+    # or cut off, which uvicorn logs with a traceback, when a part of the answer had been passed on already.
+    cut_off = [line for line in failed_posts if "IncompleteReadError" in line]
+    assert all("connection-failed" in line for line in failed_posts if line not in cut_off), failed_posts[:5]
+    gateway.traceback_expected = True
+    assert gateway.log.count("Exception in ASGI application") <= len(cut_off)
     assert len(failed_posts) <= 64 * cluster.kills
     assert set(tally.instances) == {"i0", "i1", "i2"}
 
