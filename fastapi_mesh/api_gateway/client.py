@@ -31,7 +31,8 @@ class SlowClientError(MeshError):
 
 
 class Client:
-    """One request's client. `gone` turns True when it went away and the request's task was cancelled for it.
+    """One request's client. `gone` turns True when it went away and the request's task was cancelled for it, `ended`
+    when that was done because the answer is to end here.
 
     `length` is the body's Content-Length or CHUNKED; `expects_continue` that it waits for `100 Continue`; `pause` the
     longest wait for a part of the body, in seconds, 0.0 for any.
@@ -40,7 +41,18 @@ class Client:
     ClientDisconnectedError when the client goes away before its body is complete.
     """
 
-    __slots__ = ("_more", "_receive", "_task", "_watch", "_watcher", "expects_continue", "gone", "length", "pause")
+    __slots__ = (
+        "_more",
+        "_receive",
+        "_task",
+        "_watch",
+        "_watcher",
+        "ended",
+        "expects_continue",
+        "gone",
+        "length",
+        "pause",
+    )
 
     def __init__(self, receive: Receive, watch: Watch) -> None:
         self._receive = receive
@@ -48,6 +60,7 @@ class Client:
         self._more = True
         self._watcher: asyncio.Task[None] | None = None
         self._task: asyncio.Task[object] | None = asyncio.current_task()
+        self.ended = False
         self.gone = False
         self.length = CHUNKED
         self.expects_continue = False
@@ -118,10 +131,18 @@ class Client:
             self._watcher = None
         self._task = None
 
+    def end(self) -> None:
+        """Cancel the request's task, because its answer is to end here. Nobody asks after the client any more."""
+        task = self._task
+        self.release()
+        if task is not None and not self.gone:
+            self.ended = True
+            task.cancel()
+
     def is_what_cancelled(self) -> bool:
-        """Whether the CancelledError at hand is ours, because the client is gone, and nobody else's too."""
+        """Whether the CancelledError at hand is ours (`gone` or `ended`), and nobody else's too."""
         task = asyncio.current_task()
-        return self.gone and task is not None and task.uncancel() == 0
+        return (self.gone or self.ended) and task is not None and task.uncancel() == 0
 
     def ask(self, supervisor: Supervisor) -> None:
         """Start waiting for the client's going away."""

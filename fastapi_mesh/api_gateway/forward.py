@@ -6,6 +6,7 @@
 4. head and body to the client as they come; the last part says so
 5. the client went away: the task is cancelled, the service's answer closed
 6. the service died in the middle: the client's connection is closed without a valid end
+7. this process ends: server-sent events, which have no end of their own, get one
 """
 
 from __future__ import annotations
@@ -60,7 +61,18 @@ class TruncatedResponseError(MeshError):
 class Forward:
     """Answers requests whose route is known. Needs a started mesh."""
 
-    __slots__ = ("_chain", "_counts", "_forwarding", "_mesh", "_meter", "_names", "_watch")
+    __slots__ = (
+        "_chain",
+        "_counts",
+        "_forwarding",
+        "_life",
+        "_mesh",
+        "_meter",
+        "_names",
+        "_running",
+        "_unsubscribe",
+        "_watch",
+    )
 
     def __init__(
         self, mesh: ServiceMesh, chain: Service, *, forwarding: Forwarding, watch: Watch, meter: Meter | None
@@ -71,11 +83,21 @@ class Forward:
         self._watch = watch
         self._meter = meter
         self._names = RequestNames()
-        self._counts = {"requests": 0, "refused": 0, "disconnected": 0, "truncated": 0}
+        self._counts = {"requests": 0, "refused": 0, "disconnected": 0, "truncated": 0, "ended": 0}
+        self._running: dict[Client, Response] = {}
+        """Answers whose body is on its way."""
+        self._life = mesh.life
+        self._unsubscribe = mesh.life.on_end_streams(self._end_streams)
 
     def statistics(self) -> dict[str, int]:
-        """Requests so far, of them refused before any layer, left by their client, and cut short by their service."""
+        """Requests so far, of them refused before any layer, left by their client, cut short by their service, and
+        event streams ended because this process does.
+        """
         return dict(self._counts)
+
+    def close(self) -> None:
+        """Hear of no shutdown any more."""
+        self._unsubscribe()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send, place: Place) -> None:
         """Answer a request; `place.route` says how."""
@@ -85,15 +107,19 @@ class Forward:
         try:
             response = await self._answer(scope, client, place)
             client.answered()
-            await self._deliver(scope, send, response)
+            await self._deliver(scope, send, client, response)
         except ClientDisconnectedError:
             self._counts["disconnected"] += 1
         except asyncio.CancelledError:
             if not client.is_what_cancelled():
                 raise
-            self._counts["disconnected"] += 1
+            if client.ended and response is not None:
+                await self._end(send, response)
+            else:
+                self._counts["disconnected"] += 1
         finally:
             client.release()
+            self._running.pop(client, None)
             if response is not None:
                 await response.aclose()
 
@@ -145,27 +171,54 @@ class Forward:
             self._meter.local(path, why.reason)
         return response
 
-    async def _deliver(self, scope: Message, send: Send, response: Response) -> None:
+    async def _deliver(self, scope: Message, send: Send, client: Client, response: Response) -> None:
         await send({"type": "http.response.start", "status": response.status, "headers": response.headers})
         complete = response.at_end
         if complete or scope["method"] == "HEAD":
             await send({"type": "http.response.body", "body": b""})
             return
+        if self._life.ending and _is_endless(response):
+            await self._end(send, response)
+            return
+        running = self._running
+        running[client] = response
         while True:
             try:
                 data = await response.read()
             except MeshError as error:
+                running.pop(client, None)
                 truncated = self._truncated(error)
                 with suppress(Exception):  # most servers raise, as they should
                     await send(BROKEN)
                 raise truncated from None
             if response.at_end or not data:
+                running.pop(client, None)
                 await send({"type": "http.response.body", "body": data})
                 return
             await send({"type": "http.response.body", "body": data, "more_body": True})
+
+    def _end_streams(self) -> None:
+        for client, response in list(self._running.items()):
+            if _is_endless(response):
+                del self._running[client]
+                client.end()
+
+    async def _end(self, send: Send, response: Response) -> None:
+        """Give an event stream a proper end: its client opens it again, and gets to another process."""
+        self._counts["ended"] += 1
+        await response.aclose()
+        await send({"type": "http.response.body", "body": b""})
 
     def _truncated(self, error: MeshError) -> TruncatedResponseError:
         self._counts["truncated"] += 1
         text = f"{error.service or 'a service'} broke off in the middle of its answer: {error}"
         logger.warning("%s", text)
         return TruncatedResponseError(text, service=error.service)
+
+
+def _is_endless(response: Response) -> bool:
+    """Server-sent events may be cut anywhere, as their reader drops an incomplete event and opens the stream again
+    (WHATWG HTML section 9.2.6). A download may not, even one of unknown length: it would look complete.
+    """
+    kind = response.header(b"content-type") or b""
+    return kind.lower().startswith(b"text/event-stream") and response.header(b"content-length") is None

@@ -81,6 +81,7 @@ class Life:
     async def aclose(self) -> None:
         self._unsubscribe()
         self._watch.close()
+        self.forward.close()
         if self._owns_mesh:
             await self.mesh.life.close()
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import TYPE_CHECKING
 
 from fastapi_mesh.core.context import current_inbound
 from fastapi_mesh.core.problem import problem
 from fastapi_mesh.exceptions import ConfigurationError, DeadlineExceededError, MeshError
+from fastapi_mesh.integration.exchange import Exchange, Streams
 from fastapi_mesh.integration.inbound import read_inbound
 from fastapi_mesh.integration.pages import Pages, answer_where_missing, paths_of, send_answer
 from fastapi_mesh.observability.server import measure_server
 from fastapi_mesh.observability.tracing import current_trace_id
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
     from fastapi_mesh.core.context import Inbound
     from fastapi_mesh.integration.pages import Answer
@@ -34,6 +36,7 @@ class Node:
         self._app = app
         self._trust_request_id = trust_request_id
         self._pages = Pages(mesh)
+        self._streams = Streams(mesh.life, mesh.clock)
         self._saw_server = False
         self._http: ASGIApp = self._serve
         if mesh.metrics is not None and mesh.enabled:
@@ -70,28 +73,28 @@ class Node:
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         inbound = self._inbound(scope)
         token = current_inbound.set(inbound)
-        started = False
-
-        async def watched(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
+        exchange = Exchange(self._streams, receive, send)
         try:
             if inbound.deadline is not None and inbound.deadline <= self.mesh.clock.now():
                 raise DeadlineExceededError("the deadline of this request had passed when it arrived")
             page = self._pages.find(scope)
             if page is None:
-                await self._app(scope, receive, watched)
+                await self._app(scope, exchange.receive, exchange.send)
             else:
-                await answer_where_missing(self._app, scope, receive, watched, page)
+                await answer_where_missing(self._app, scope, exchange.receive, exchange.send, page)
+        except asyncio.CancelledError:
+            if not exchange.was_cancelled():
+                raise
         except (MeshError, ExceptionGroup) as raised:
             error = _mesh_error(raised)
-            if started or error is None:
+            if exchange.started or error is None:
                 raise
             await send_answer(scope, send, self._answer(scope, inbound, error))
         finally:
+            exchange.release()
             current_inbound.reset(token)
+        if exchange.ended:
+            await exchange.close()
 
     def _answer(self, scope: Scope, inbound: Inbound, error: MeshError) -> Answer:
         """The problem document for `error`, and a log line with what it must not say."""

@@ -16,6 +16,8 @@ from fastapi_mesh.exceptions import ConfigurationError, MeshError
 from fastapi_mesh.service_mesh.signals import SignalChain
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fastapi_mesh.service_mesh.mesh import ServiceMesh
 
 logger = logging.getLogger("fastapi_mesh.life")
@@ -33,8 +35,9 @@ class NodeLife:
 
     Order at the start: `open` (mesh started, signals chained), then `serving` (a background task waits until the
     process's own port accepts a connection, then registers). Order at the end, on the first SIGTERM or SIGINT:
-    `draining` (readiness answers 503), deregister, `drain_delay` seconds, then the signal goes to the server, whose
-    shutdown ends in `close`. A second signal goes to the server at once; so does the first when nothing is registered.
+    `draining` (readiness answers 503), deregister, `drain_delay` seconds, `end_streams`, then the signal goes to the
+    server, whose shutdown ends in `close`. A second signal goes to the server at once (after `end_streams`); so does
+    the first when nothing is registered.
     """
 
     def __init__(self, mesh: ServiceMesh) -> None:
@@ -46,7 +49,10 @@ class NodeLife:
         self._port_found = False
         self._handed_on = False
         self._server: tuple[str, int] | None = None
+        self._on_end_streams: list[Callable[[], object]] = []
         self.draining = False
+        self.ending = False
+        """Streams without an end of their own have been told to end; one that begins now ends at once."""
 
     @property
     def is_open(self) -> bool:
@@ -69,7 +75,7 @@ class NodeLife:
             await self._mesh.stop()
         self._loop = asyncio.get_running_loop()
         self._started_here = not self._mesh.started
-        self.draining = self._handed_on = self._port_found = False
+        self.draining = self.ending = self._handed_on = self._port_found = False
         try:
             await self._mesh.start()
         except BaseException:
@@ -106,6 +112,26 @@ class NodeLife:
         self.draining = True
         if await self.leave():
             await self._mesh.clock.sleep(self._mesh.config.drain_delay)
+
+    def on_end_streams(self, callback: Callable[[], object]) -> Callable[[], None]:
+        """Call `callback()` in the event loop when the server is about to stop: a server waits for its running
+        responses, so those that have no end of their own must be ended. Returns the function that unsubscribes.
+        """
+        self._on_end_streams.append(callback)
+
+        def unsubscribe() -> None:
+            if callback in self._on_end_streams:
+                self._on_end_streams.remove(callback)
+
+        return unsubscribe
+
+    def end_streams(self) -> None:
+        """End server-sent events and WebSockets, once; what was opened last hears it first, as it is the inner one."""
+        if self.ending:
+            return
+        self.ending = True
+        for callback in reversed(self._on_end_streams):
+            callback()
 
     async def close(self) -> None:
         """Leave the registry, stop the mesh if `open` started it, give the signals back. Safe to call twice."""
@@ -150,6 +176,7 @@ class NodeLife:
             loop.call_soon_threadsafe(self._begin_drain, number)
             return True
         self._handed_on = True
+        loop.call_soon_threadsafe(self.end_streams)  # runs before the server's own loop has seen the signal
         return False
 
     def _begin_drain(self, number: int) -> None:
@@ -168,6 +195,7 @@ class NodeLife:
     def _hand_on(self, number: int) -> None:
         if not self._handed_on:
             self._handed_on = True
+            self.end_streams()
             self._signals.pass_on(number)
 
     async def _register(self) -> None:
