@@ -40,6 +40,7 @@ class Exchange:
         "answer_within",
         "complete",
         "connection",
+        "continued",
         "error",
         "headers",
         "parts",
@@ -75,6 +76,7 @@ class Exchange:
         self.started = False
         self.stale = False
         self.answer_within: float | None = None
+        self.continued = False
         self.sending = False
         self.sender: asyncio.Task[None] | None = None
         self.waiter: asyncio.Future[None] | None = waiter
@@ -88,7 +90,8 @@ class Exchange:
     # What the connection reports.
 
     def on_continue(self) -> None:
-        """`100 Continue` came."""
+        """`100 Continue` came, perhaps before the task that sends the body has begun to wait for it (uvloop)."""
+        self.continued = True
         self.wake_sender()
 
     def on_early_head(self) -> None:
@@ -213,7 +216,8 @@ class Exchange:
 
     async def wait_continue(self, timeout: float) -> None:
         """Wait for `100 Continue`, `timeout` seconds at most (RFC 9110 section 10.1.1)."""
-        await self._wait_sender(self.wake_sender, timeout)
+        if not self.continued:
+            await self._wait_sender(self.wake_sender, timeout)
 
     def wake_sender(self) -> None:
         waiter = self._send_waiter
