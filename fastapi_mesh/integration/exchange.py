@@ -1,4 +1,4 @@
-"""One request at a node's application, and how it ends when the process does before it: event streams, WebSockets."""
+"""One request at a node's application, and how it ends when the process does before it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
 GRACE = 1.0
 """Seconds in which an application may end a stream itself once it was told that its client is gone."""
-SERVICE_RESTART = 1012
-"""The WebSocket close code of a server that restarts (IANA registry of RFC 6455 section 11.7)."""
 
 
 class Streams:

@@ -126,7 +126,9 @@ class NodeLife:
         return unsubscribe
 
     def end_streams(self) -> None:
-        """End server-sent events and WebSockets, once; what was opened last hears it first, as it is the inner one."""
+        """End server-sent events, once; what was opened last hears it first, as it is the inner one. WebSockets are
+        closed by the server itself (uvicorn: with 1012).
+        """
         if self.ending:
             return
         self.ending = True
