@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastapi_mesh.health.checks import HealthReport
-
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
@@ -22,24 +20,13 @@ async def _live(mesh: ServiceMesh, accept: str) -> tuple[int, bytes, bytes]:
 
 
 async def _ready(mesh: ServiceMesh, accept: str) -> tuple[int, bytes, bytes]:
-    report = await mesh.health.report()
-    if mesh.life.draining:
-        report = _also(report, "drain", "draining")
-    elif not mesh.life.ready:
-        report = _also(report, "mesh", sorted(mesh.degraded) or "starting")
+    report = await mesh.life.readiness()
     return report.http_status, JSON, report.as_json()
 
 
 async def _health(mesh: ServiceMesh, accept: str) -> tuple[int, bytes, bytes]:
-    report = await mesh.health.report()
-    if mesh.life.draining:
-        report = _also(report, "drain", "draining")
+    report = await mesh.life.health()
     return report.http_status, JSON, report.as_json()
-
-
-def _also(report: HealthReport, name: str, detail: object) -> HealthReport:
-    """The report, failed for one more reason."""
-    return HealthReport.of({**report.checks, name: "fail"}, healthy=False, details={**report.details, name: detail})
 
 
 async def _metrics(mesh: ServiceMesh, accept: str) -> tuple[int, bytes, bytes]:

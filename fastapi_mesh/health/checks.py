@@ -51,6 +51,10 @@ class HealthReport:
         now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         return cls("healthy" if healthy else "unhealthy", dict(checks), now, dict(details))
 
+    def also_failing(self, name: str, why: object) -> HealthReport:
+        """The report with one more thing that fails."""
+        return HealthReport("unhealthy", {**self.checks, name: "fail"}, self.timestamp, {**self.details, name: why})
+
     @property
     def healthy(self) -> bool:
         return self.status == "healthy"

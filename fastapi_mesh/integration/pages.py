@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastapi_mesh.health.checks import HealthReport
-
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from fastapi_mesh.core.message import Header
+    from fastapi_mesh.health.checks import HealthReport
     from fastapi_mesh.service_mesh.mesh import ServiceMesh
 
     Answer = tuple[int, list[Header], bytes]
@@ -58,17 +57,10 @@ class Pages:
         return _json(self._mesh.health.live())
 
     async def _health(self, scope: Scope) -> Answer:
-        report = await self._mesh.health.report()
-        return _json(_also(report, "drain", "draining") if self._mesh.life.draining else report)
+        return _json(await self._mesh.life.health())
 
     async def _ready(self, scope: Scope) -> Answer:
-        mesh = self._mesh
-        report = await mesh.health.report()
-        if mesh.life.draining:
-            report = _also(report, "drain", "draining")
-        elif not mesh.life.ready:
-            report = _also(report, "mesh", sorted(mesh.degraded) or "starting")
-        return _json(report)
+        return _json(await self._mesh.life.readiness())
 
 
 async def answer_where_missing(app: ASGIApp, scope: Scope, receive: Receive, send: Send, page: Page) -> None:
@@ -92,12 +84,6 @@ async def send_answer(scope: Scope, send: Send, answer: Answer) -> None:
     status, headers, body = answer
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
-
-
-def _also(report: HealthReport, name: str, why: object) -> HealthReport:
-    """The report with one more thing that fails."""
-    checks, details = {**report.checks, name: "fail"}, {**report.details, name: why}
-    return HealthReport("unhealthy", checks, report.timestamp, details)
 
 
 def _json(report: HealthReport) -> Answer:

@@ -18,6 +18,7 @@ from fastapi_mesh.service_mesh.signals import SignalChain
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from fastapi_mesh.health.checks import HealthReport
     from fastapi_mesh.service_mesh.mesh import ServiceMesh
 
 logger = logging.getLogger("fastapi_mesh.life")
@@ -63,6 +64,18 @@ class NodeLife:
     def ready(self) -> bool:
         """Whether this node should get requests: started, its first lists are here, not draining."""
         return self._mesh.ready and not self.draining
+
+    async def health(self) -> HealthReport:
+        """What `/health` says: the registered checks, and whether the node drains."""
+        report = await self._mesh.health.report()
+        return report.also_failing("drain", "draining") if self.draining else report
+
+    async def readiness(self) -> HealthReport:
+        """What `/health/ready` says: the same, and whether the mesh is ready."""
+        report = await self.health()
+        if self.draining or self.ready:
+            return report
+        return report.also_failing("mesh", sorted(self._mesh.degraded) or "starting")
 
     async def open(self) -> bool:
         """Start the mesh and chain the signals; False when another door was first, which then owns it.
