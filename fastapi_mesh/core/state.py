@@ -80,8 +80,9 @@ class ServiceState:
     `instances` is the live list, built from discovery by `service_mesh/state.py`. `candidates` are those of them that
     calls go to: healthy and not ejected, or all when none is left; `next_trial` is when the first ejected instance may
     be tried again (monotonic seconds, infinity for none). Both are kept by `refresh`, so that a pick costs nothing on
-    the happy path. A machine is None where its policy is off. The state survives a reload of the configuration unless
-    its own section changed.
+    the happy path. `lost_at` is when a failed connection was last counted for the breaker (monotonic seconds). A
+    machine is None where its policy is off. The state survives a reload of the configuration unless its own section
+    changed.
     """
 
     __slots__ = (
@@ -89,6 +90,7 @@ class ServiceState:
         "budget",
         "candidates",
         "instances",
+        "lost_at",
         "name",
         "next_trial",
         "picker",
@@ -113,6 +115,7 @@ class ServiceState:
         self.seats = seats
         self.budget = budget
         self.statistics = ServiceStatistics()
+        self.lost_at = -inf
         self.candidates: tuple[InstanceState, ...] = ()
         self.next_trial = inf
         self.refresh()

@@ -7,7 +7,6 @@ began before the circuit opened can't open it again when it fails late.
 
 from __future__ import annotations
 
-from math import inf
 from typing import TYPE_CHECKING
 
 import pybreaker
@@ -134,13 +133,11 @@ class ServiceBreaker:
     together when their connections failed count as one failure: one process has died, however many calls it had.
     """
 
-    __slots__ = ("_clock", "_lost_at", "inner")
+    __slots__ = ("_clock", "inner")
 
     def __init__(self, inner: Service, *, clock: Clock) -> None:
         self.inner = inner
         self._clock = clock
-        self._lost_at: dict[str, float] = {}
-        """Service to when a connection failure was last counted for it."""
 
     async def __call__(self, request: Request) -> Response:
         context = request.context
@@ -185,9 +182,9 @@ class ServiceBreaker:
         last, state = context.instance, context.state
         if any(each is not last and each not in context.tried for each in state.candidates):
             return False
-        if context.started < self._lost_at.get(state.name, -inf):
+        if context.started < state.lost_at:
             return False
-        self._lost_at[state.name] = self._clock.now()
+        state.lost_at = self._clock.now()
         return True
 
     def _closed(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
 from fastapi_mesh.core.events import CallFinished, CallRecord
@@ -12,6 +11,8 @@ from fastapi_mesh.exceptions import MeshError
 from fastapi_mesh.layers.base import reason_of
 
 if TYPE_CHECKING:
+    from collections import deque
+
     from fastapi_mesh.core.clock import Clock
     from fastapi_mesh.core.context import CallContext
     from fastapi_mesh.core.events import Observer
@@ -39,7 +40,7 @@ class Observe:
     The response gets `x-mesh-attempts`.
     """
 
-    __slots__ = ("_clock", "_observer", "_source", "_tracer", "inner", "records")
+    __slots__ = ("_clock", "_observer", "_records", "_source", "_tracer", "inner")
 
     def __init__(
         self,
@@ -49,10 +50,10 @@ class Observe:
         observer: Observer,
         source: str,
         tracer: CallTracer | None,
-        keep: int = 200,
+        records: deque[CallRecord],
     ) -> None:
         self.inner = inner
-        self.records: deque[CallRecord] = deque(maxlen=keep)
+        self._records = records
         self._clock = clock
         self._observer = observer
         self._source = source
@@ -88,7 +89,7 @@ class Observe:
         response.on_close(self._closed, record)
         if self._tracer is not None:
             self._tracer.end_call(span, record, None)
-        self.records.append(record)
+        self._records.append(record)
         self._observer(CallFinished(record))
         return response
 
@@ -106,7 +107,7 @@ class Observe:
         if isinstance(error, MeshError):
             error.attempts = context.attempt
             error.service = error.service or record.service
-        self.records.append(record)
+        self._records.append(record)
         self._observer(CallFinished(record))
 
     @staticmethod

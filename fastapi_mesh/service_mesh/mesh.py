@@ -53,9 +53,9 @@ if TYPE_CHECKING:
     from fastapi_mesh.config.policies import CallPolicy, ServicePolicy
     from fastapi_mesh.core.clock import Clock
     from fastapi_mesh.core.events import CallRecord, Observer
-    from fastapi_mesh.core.instance import ASGIApp, Instance
+    from fastapi_mesh.core.instance import ASGIApp, Instance, InstanceState
     from fastapi_mesh.core.message import Header, Request, Response
-    from fastapi_mesh.core.state import Breaker, ServiceState
+    from fastapi_mesh.core.state import Breaker
     from fastapi_mesh.discovery.base import Discovery
     from fastapi_mesh.observability.metrics import MeshMetrics
     from fastapi_mesh.observability.tracing import Tracing
@@ -458,7 +458,7 @@ class ServiceMesh:
         """One instance of `name`, picked as a call would (B21). Raises ServiceDiscoveryError when there is none."""
         from fastapi_mesh.core.message import Request as Probe
 
-        await self.discover_services(name)
+        await self._listed(name)
         context = self.new_context(name)
         candidates = context.state.candidates or context.state.instances.value
         if not candidates:
@@ -468,18 +468,18 @@ class ServiceMesh:
 
     async def discover_services(self, name: str) -> list[Instance]:
         """All known instances of `name`, with their health as the registry and this node see it."""
+        return [seen.as_seen() for seen in await self._listed(name)]
+
+    async def _listed(self, name: str) -> tuple[InstanceState, ...]:
+        """The instances of `name`, after waiting for the first list if there is none yet."""
         if not self.started:
             await self.start()
         state = self.states.get(name)
-        if state.instances.value is None:
-            await self._first_list(state)
-        return [seen.as_seen() for seen in state.instances.value or ()]
-
-    @staticmethod
-    async def _first_list(state: ServiceState) -> None:
+        if state.instances.value is not None:
+            return state.instances.value
         try:
             async with asyncio.timeout(FIRST_SNAPSHOT):
-                await state.instances.wait_first()
+                return await state.instances.wait_first()
         except TimeoutError:
             raise ServiceDiscoveryError(
                 f"the registry has not answered about {state.name!r} within {FIRST_SNAPSHOT:g} s", service=state.name

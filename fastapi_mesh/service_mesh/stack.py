@@ -5,7 +5,8 @@ The table is the only place that knows the order. Moving a row means changing it
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from fastapi_mesh.layers.attempt import Attempt, AttemptTracer
@@ -19,7 +20,6 @@ from fastapi_mesh.layers.resolve import Resolve
 from fastapi_mesh.layers.retry import Retry
 
 if TYPE_CHECKING:
-    from collections import deque
     from collections.abc import Callable
 
     from fastapi_mesh.config.policies import CallPolicy
@@ -34,6 +34,9 @@ class Tracer(CallTracer, AttemptTracer, Protocol):
     """Spans of calls and attempts."""
 
 
+KEPT_RECORDS = 200
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     """What the layers are made of."""
@@ -42,6 +45,8 @@ class Parts:
     observer: Observer
     source: str
     tracer: Tracer | None
+    records: deque[CallRecord] = field(default_factory=lambda: deque(maxlen=KEPT_RECORDS))
+    """The ring of decision records, one for all chains."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +68,12 @@ ORDER: tuple[Row, ...] = (
         outside=("Deadline", "ServiceBreaker", "Bulkhead", "Resolve", "Retry", "Balance", "InstanceHealth", "Attempt"),
         because="one span, one metric and one decision record per logical call, refusals included",
         make=lambda inner, parts: Observe(
-            inner, clock=parts.clock, observer=parts.observer, source=parts.source, tracer=parts.tracer
+            inner,
+            clock=parts.clock,
+            observer=parts.observer,
+            source=parts.source,
+            tracer=parts.tracer,
+            records=parts.records,
         ),
     ),
     Row(
@@ -127,19 +137,16 @@ class Stack:
     `records` has the last 200 decision records, newest last.
     """
 
-    __slots__ = ("_chains", "_observe", "_parts", "_wire")
+    __slots__ = ("_chains", "_parts", "_wire")
 
     def __init__(self, wire: Wire, parts: Parts) -> None:
         self._wire = wire
         self._parts = parts
         self._chains: dict[int, Service] = {}
-        observe = ORDER[0].make(wire, parts)
-        assert isinstance(observe, Observe)
-        self._observe = observe
 
     @property
     def records(self) -> deque[CallRecord]:
-        return self._observe.records
+        return self._parts.records
 
     async def __call__(self, request: Request) -> Response:
         """Answer `request`, whose context was made by `ServiceMesh.new_context`. Raises subclasses of MeshError."""
@@ -158,7 +165,5 @@ class Stack:
         for row in reversed(ORDER):
             if row.needs(policy):
                 chain = row.make(chain, self._parts)
-        assert isinstance(chain, Observe)
-        chain.records = self._observe.records  # one ring for all chains
         self._chains[policy.sections] = chain
         return chain
