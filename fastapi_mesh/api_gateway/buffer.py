@@ -8,8 +8,8 @@ from fastapi_mesh.api_gateway.client import Client
 from fastapi_mesh.config.policies import REPLAY_LIMIT
 
 if TYPE_CHECKING:
-    from fastapi_mesh.core.message import Request, Response
-    from fastapi_mesh.layers.base import Service
+    from fastapi_mesh.api_gateway.exchange import Exchange, GatewayService
+    from fastapi_mesh.core.message import Response
 
 WITHOUT_LIMIT = 60.0
 """Seconds for a small body to come where the policy has no timeout."""
@@ -28,10 +28,10 @@ class Buffer:
 
     __slots__ = ("inner",)
 
-    def __init__(self, inner: Service) -> None:
+    def __init__(self, inner: GatewayService) -> None:
         self.inner = inner
 
-    async def __call__(self, request: Request) -> Response:
+    async def __call__(self, request: Exchange) -> Response:
         body = request.body
         if isinstance(body, Client) and is_buffered(body):
             request.body = await body.read_all(request.context.policy.timeout or WITHOUT_LIMIT)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from fastapi_mesh.api_gateway.buffer import is_buffered
 from fastapi_mesh.api_gateway.client import Client
+from fastapi_mesh.api_gateway.exchange import Exchange
 from fastapi_mesh.api_gateway.headers import NO_BODY, RequestNames, read_request
 from fastapi_mesh.api_gateway.observe import UNMATCHED
 from fastapi_mesh.api_gateway.problems import refuse, reject
@@ -26,7 +27,6 @@ from fastapi_mesh.api_gateway.request_id import accept
 from fastapi_mesh.api_gateway.table import Refusal
 from fastapi_mesh.api_gateway.target import strip, target_of
 from fastapi_mesh.core.context import current_inbound, generate_request_id
-from fastapi_mesh.core.message import Request
 from fastapi_mesh.exceptions import ClientDisconnectedError, InvalidRequestError, MeshError
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from fastapi_mesh.api_gateway.target import Place
     from fastapi_mesh.core.instance import Message, Receive, Send
     from fastapi_mesh.core.message import Response
-    from fastapi_mesh.layers.base import Service
     from fastapi_mesh.service_mesh.mesh import ServiceMesh
 
 logger = logging.getLogger("fastapi_mesh.gateway")
@@ -62,7 +61,6 @@ class Forward:
     """Answers requests whose route is known. Needs a started mesh."""
 
     __slots__ = (
-        "_chain",
         "_counts",
         "_forwarding",
         "_life",
@@ -74,11 +72,8 @@ class Forward:
         "_watch",
     )
 
-    def __init__(
-        self, mesh: ServiceMesh, chain: Service, *, forwarding: Forwarding, watch: Watch, meter: Meter | None
-    ) -> None:
+    def __init__(self, mesh: ServiceMesh, *, forwarding: Forwarding, watch: Watch, meter: Meter | None) -> None:
         self._mesh = mesh
-        self._chain = chain
         self._forwarding = forwarding
         self._watch = watch
         self._meter = meter
@@ -132,9 +127,10 @@ class Forward:
             request = self._request(scope, client, route, place)
         except InvalidRequestError as error:
             return self._refuse(scope, route.path, error)
-        return await self._chain(request)
+        assert route.chain is not None, "the routes of an open gateway have their chains"
+        return await route.chain(request)
 
-    def _request(self, scope: Message, client: Client, route: Route, place: Place) -> Request:
+    def _request(self, scope: Message, client: Client, route: Route, place: Place) -> Exchange:
         """The request as the service will get it. Raises InvalidRequestError."""
         path, prefix = place.path, place.prefix
         if route.strip:
@@ -142,7 +138,7 @@ class Forward:
             prefix += cut
         target = target_of(path, scope["query_string"])
         head = read_request(scope["headers"], scope["http_version"], self._names, place.authority)
-        trusted = self._forwarding.append(head, scope, prefix)
+        origin = self._forwarding.append(head, scope, prefix)
         policy = route.policy
         body: bytes | Client = b""
         if head.length == NO_BODY or head.length == 0:
@@ -155,9 +151,9 @@ class Forward:
                 policy = route.streaming
                 client.pause = policy.idle_timeout
         context = self._mesh.new_context(route.service, template=route.path, policy=policy)
-        if not context.request_id and trusted:
+        if not context.request_id and origin.trusted:
             context.request_id = accept(head.request_id)
-        return Request(scope["method"].encode(), route.service, target, head.headers, body, context)
+        return Exchange(place, scope, head, origin, target, body, context)
 
     def _refuse(self, scope: Message, path: str, why: Refusal | InvalidRequestError) -> Response:
         """Answer before any layer: there is no request that they could be given."""

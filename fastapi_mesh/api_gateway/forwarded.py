@@ -51,6 +51,40 @@ class _Peer:
         self.for_header = (b"x-forwarded-for", self.address)
 
 
+class Origin:
+    """Where a request came from: what its transport peer is, and what that may say about others.
+
+    `trusted` says whether the peer is one of `trusted_proxies`. `scheme` is what the client used (`http`, `https`),
+    `address` the client's IP address as text, "" where there is none (a Unix socket): the last one in the chain of
+    `X-Forwarded-For` that no trusted proxy has (Envoy's and nginx's `real_ip_recursive` rule), else the peer itself.
+    """
+
+    __slots__ = ("_chain", "_forwarding", "_peer", "scheme", "trusted")
+
+    def __init__(self, forwarding: Forwarding, peer: _Peer, scheme: str, chain: bytes | None) -> None:
+        self._forwarding = forwarding
+        self._peer = peer
+        self._chain = chain
+        self.trusted = peer.trusted
+        self.scheme = scheme
+
+    @property
+    def address(self) -> str:
+        """Worked out when asked: most requests never need it."""
+        chain = self._chain
+        if chain:
+            nearest = self._peer.address
+            for hop in reversed(chain.split(b",")):
+                peer = self._forwarding.peer(hop.strip().decode("latin-1"))
+                if not peer.address:  # no address, so nobody before it can be believed either
+                    break
+                nearest = peer.address
+                if not peer.trusted:
+                    break
+            return nearest.decode()
+        return self._peer.address.decode()
+
+
 class Forwarding:
     """Appends the forwarding headers. `trusted_proxies` are addresses or CIDR networks; none is trusted by default."""
 
@@ -63,14 +97,14 @@ class Forwarding:
         self._via = {version: (b"via", f"{version} {via}".encode()) for version in ("1.0", "1.1", "2", "2.0", "3")}
         self.via = self._via["1.1"]
 
-    def append(self, head: Head, scope: Scope, prefix: bytes) -> bool:
-        """Add our headers to `head`; `prefix` is what was taken off the path. Says whether the peer is trusted."""
+    def append(self, head: Head, scope: Scope, prefix: bytes) -> Origin:
+        """Add our headers to `head`; `prefix` is what was taken off the path. Says where the request came from."""
         client = scope.get("client")
         name = client[0] if client else None
         if head.forwarding is not None and client and client[1] == 0 and not self._warned:
             self._warned = True  # port 0 is what uvicorn writes when it has put X-Forwarded-For in the peer's place
             logger.warning("%s", PROXY_HEADERS)
-        peer = self._peers.get(name) or self._new_peer(name)
+        peer = self.peer(name)
         headers, host, received = head.headers, head.host, head.forwarding
         proto = b"https" if scope.get("scheme") == "https" else b"http"
         said: dict[bytes, bytes] = {}
@@ -81,7 +115,8 @@ class Forwarding:
         if said:
             _append_said(headers, said, peer, element)
             prefix = said.get(b"x-forwarded-prefix", b"").rstrip(b"/") + prefix
-            headers.append((b"x-forwarded-proto", said.get(b"x-forwarded-proto", proto)))
+            proto = said.get(b"x-forwarded-proto", proto)
+            headers.append((b"x-forwarded-proto", proto))
             headers.append((b"x-forwarded-host", said.get(b"x-forwarded-host", host)))
         else:
             if peer.address:
@@ -92,7 +127,12 @@ class Forwarding:
         if prefix:
             headers.append((b"x-forwarded-prefix", prefix))
         headers.append(self._via.get(scope["http_version"], self.via))
-        return peer.trusted
+        scheme = "https" if proto == b"https" else "http"
+        return Origin(self, peer, scheme, said.get(b"x-forwarded-for"))
+
+    def peer(self, name: str | None) -> _Peer:
+        """What is known of an address."""
+        return self._peers.get(name) or self._new_peer(name)
 
     def _new_peer(self, name: str | None) -> _Peer:
         if len(self._peers) >= _MAX_PEERS:

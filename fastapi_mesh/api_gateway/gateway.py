@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
 from fastapi_mesh.api_gateway import server, standalone
+from fastapi_mesh.api_gateway.extensions import Extensions
 from fastapi_mesh.api_gateway.life import Life, mesh_of
 from fastapi_mesh.api_gateway.router import GatewayRouter
 from fastapi_mesh.api_gateway.routes import new_table
@@ -95,6 +96,7 @@ class APIGateway:
             self._code = {name: getattr(config, name) for name in config.model_fields_set}
         self.config = self._load(self._code)
         self._table = new_table(self.config.routes)
+        self._extensions = Extensions()
         self._prefix = self.config.prefix.encode()
         self._given_mesh = service_mesh
         self._added: set[str] = set()
@@ -127,20 +129,20 @@ class APIGateway:
 
         On an open gateway they are swapped in one step, after they were found valid; requests under way keep theirs.
         """
-        code = {**self._code, "routes": routes_from_description(list(routes))}
-        config = self._load(code)
-        table = new_table(config.routes)
-        if self._life is not None:
-            self._life.take(config, table.routes)
-        self._code, self.config, self._table = code, config, table
+        self._change({**self._code, "routes": routes_from_description(list(routes))})
 
     def configure_services(self, services: Mapping[str, object]) -> None:
         """Add or replace services: `{"user-service": {"instances": [...], "load_balancing": "least_connections"}}`."""
-        code = {**self._code, "services": {**self.config.services, **services_from_description(services)}}
+        self._change({**self._code, "services": {**self.config.services, **services_from_description(services)}})
+
+    def _change(self, code: Mapping[str, object], extensions: Extensions | None = None) -> None:
+        """Make changed settings count: all of them, or none where something is wrong with any."""
         config = self._load(code)
+        extensions = self._extensions if extensions is None else extensions
+        table = self._table if config.routes == self.config.routes else new_table(config.routes)
         if self._life is not None:
-            self._life.take(config, self._table.routes)
-        self._code, self.config = code, config
+            self._life.take(config, table.routes, extensions)
+        self._code, self.config, self._table, self._extensions = dict(code), config, table, extensions
 
     def _load(self, code: Mapping[str, object]) -> GatewayConfig:
         return load_gateway_config(code, file=self._file, env=self._env)
@@ -207,7 +209,14 @@ class APIGateway:
             self._lock = asyncio.Lock()
         async with self._lock:
             if self._life is None:
-                life = Life(self.config, self._table.routes, self._apps, self._given_mesh or found_mesh, self._added)
+                life = Life(
+                    self.config,
+                    self._table.routes,
+                    self._extensions,
+                    apps=self._apps,
+                    mesh=self._given_mesh or found_mesh,
+                    added=self._added,
+                )
                 await life.start()
                 self._life = life
             return self._life

@@ -8,8 +8,8 @@ from fastapi_mesh.api_gateway.headers import ResponseNames, read_response
 from fastapi_mesh.exceptions import UpstreamProtocolError
 
 if TYPE_CHECKING:
-    from fastapi_mesh.core.message import Header, Request, Response
-    from fastapi_mesh.layers.base import Service
+    from fastapi_mesh.api_gateway.exchange import Exchange, GatewayService
+    from fastapi_mesh.core.message import Header, Response
 
 
 class Hop:
@@ -17,12 +17,12 @@ class Hop:
 
     __slots__ = ("_names", "_via", "inner")
 
-    def __init__(self, inner: Service, *, dropped: frozenset[bytes], via: Header) -> None:
+    def __init__(self, inner: GatewayService, *, dropped: frozenset[bytes], via: Header) -> None:
         self.inner = inner
         self._names = ResponseNames(dropped)
         self._via = via
 
-    async def __call__(self, request: Request) -> Response:
+    async def __call__(self, request: Exchange) -> Response:
         response = await self.inner(request)
         status = response.status
         try:

@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from fastapi_mesh.api_gateway.client import Watch
+from fastapi_mesh.api_gateway.engines import Engines
 from fastapi_mesh.api_gateway.forward import Forward
 from fastapi_mesh.api_gateway.forwarded import Forwarding
 from fastapi_mesh.api_gateway.pipeline import Parts, compile_chain
@@ -19,6 +20,8 @@ from fastapi_mesh.service_mesh.mesh import ServiceMesh
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from fastapi_mesh.api_gateway.exchange import GatewayService
+    from fastapi_mesh.api_gateway.extensions import Extensions
     from fastapi_mesh.api_gateway.routes import Route
     from fastapi_mesh.config.gateway import GatewayConfig
     from fastapi_mesh.core.instance import ASGIApp, Message
@@ -44,6 +47,8 @@ class Life:
         self,
         config: GatewayConfig,
         routes: Sequence[Route],
+        extensions: Extensions,
+        *,
         apps: Mapping[str, ASGIApp],
         mesh: ServiceMesh | None,
         added: set[str],
@@ -56,21 +61,16 @@ class Life:
         self._config = config
         self._routes = routes
         self._owns_mesh = False
-        self.take(config, routes)
+        metrics = self.mesh.metrics if config.enable_metrics else None
+        self._meter = None if metrics is None else metrics.gateway
+        self._forwarding = Forwarding(config.trusted_proxies, config.via)
+        self._engines = Engines(self.mesh.supervisor)
+        self.take(config, routes, extensions)
         for name, app in apps.items():
             if name not in self._fixed_by_mesh:
                 self._add(name, app)
-        metrics = self.mesh.metrics if config.enable_metrics else None
-        meter = None if metrics is None else metrics.gateway
-        forwarding = Forwarding(config.trusted_proxies, config.via)
         self._watch = Watch(self.mesh.supervisor)
-        self.forward = Forward(
-            self.mesh,
-            compile_chain(self.mesh.stack, Parts(meter, _DROPPED, forwarding.via)),
-            forwarding=forwarding,
-            watch=self._watch,
-            meter=meter,
-        )
+        self.forward = Forward(self.mesh, forwarding=self._forwarding, watch=self._watch, meter=self._meter)
         self.reserved = reserved_paths(self.mesh, metrics=metrics is not None)
         self._unsubscribe = self.mesh.policies.on_change(self._policy_changed)
 
@@ -82,12 +82,34 @@ class Life:
         self._unsubscribe()
         self._watch.close()
         self.forward.close()
+        await self._engines.aclose()
         if self._owns_mesh:
             await self.mesh.life.close()
 
-    def take(self, config: GatewayConfig, routes: Sequence[Route]) -> None:
-        """Make `config` and `routes` what counts from now on. Raises ConfigurationError before anything has changed."""
+    def take(self, config: GatewayConfig, routes: Sequence[Route], extensions: Extensions) -> None:
+        """Make all this what counts from now on. Raises ConfigurationError before anything has changed."""
         self._check(config)
+        try:
+            chains = self._chains(config, routes, extensions)
+        except BaseException:
+            self._engines.rollback()
+            raise
+        self._take_services(config)
+        self._engines.commit()
+        self._config, self._routes = config, routes
+        for route, chain in chains:
+            route.chain = chain
+            self._set_policy(route)
+
+    def _chains(
+        self, config: GatewayConfig, routes: Sequence[Route], extensions: Extensions
+    ) -> list[tuple[Route, GatewayService]]:
+        """Each route with its layers."""
+        parts = Parts(self._meter, _DROPPED, self._forwarding.via)
+        return [(route, compile_chain(self.mesh.stack, route, parts)) for route in routes]
+
+    def _take_services(self, config: GatewayConfig) -> None:
+        """Tell the mesh of the services' instances and of what differs for them."""
         for name, service in config.services.items():
             if service.instances and name not in self._fixed_by_mesh:
                 self._add(name, service.instances)
@@ -97,9 +119,6 @@ class Life:
                 changed["load_balancing"] = own.load_balancing
             if changed:
                 self.mesh.policies.change(name, **changed)
-        self._config, self._routes = config, routes
-        for route in routes:
-            self._set_policy(route)
 
     def _add(self, name: str, targets: ASGIApp | Sequence[str]) -> None:
         self._added.add(name)

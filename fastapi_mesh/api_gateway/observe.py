@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 from fastapi_mesh.exceptions import MeshError
 
 if TYPE_CHECKING:
+    from fastapi_mesh.api_gateway.exchange import Exchange, GatewayService
     from fastapi_mesh.core.message import Outcome, Request, Response
-    from fastapi_mesh.layers.base import Service
 
 UNMATCHED = "__unmatched__"
 """What stands for the path of a request that is no route's, so that clients can't invent label values."""
@@ -28,11 +28,11 @@ class Observe:
 
     __slots__ = ("_meter", "inner")
 
-    def __init__(self, inner: Service, *, meter: Meter) -> None:
+    def __init__(self, inner: GatewayService, *, meter: Meter) -> None:
         self.inner = inner
         self._meter = meter
 
-    async def __call__(self, request: Request) -> Response:
+    async def __call__(self, request: Exchange) -> Response:
         started = time.monotonic()
         try:
             response = await self.inner(request)

@@ -1,6 +1,7 @@
 """What a gateway does with a request that has a route: the order of its layers, each with its reason.
 
 The table is the only place that knows the order; the mesh's own stack (`service_mesh/stack.py`) follows below it.
+Each route has its own chain, with the layers it uses and no others: what is off costs nothing.
 """
 
 from __future__ import annotations
@@ -17,14 +18,18 @@ from fastapi_mesh.api_gateway.request_id import RequestId
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from fastapi_mesh.api_gateway.exchange import GatewayService
     from fastapi_mesh.api_gateway.observe import Meter
+    from fastapi_mesh.api_gateway.routes import Route
     from fastapi_mesh.core.message import Header
-    from fastapi_mesh.layers.base import Service
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What the layers are made of. `meter` is None without metrics; `dropped` are response headers that end here."""
+    """What the layers of all routes share. `meter` is None without metrics; `dropped` are response headers that end
+    here. The engines (what counts, stores or verifies) outlive a reload while their own settings are unchanged, and are
+    None where nothing asks for them.
+    """
 
     meter: Meter | None
     dropped: frozenset[bytes]
@@ -38,7 +43,7 @@ class Row:
     name: str
     outside: tuple[str, ...]
     because: str
-    make: Callable[[Service, Parts], Service | None]
+    make: Callable[[GatewayService, Route, Parts], GatewayService | None]
 
 
 MESH = "Mesh"
@@ -48,38 +53,38 @@ ORDER: tuple[Row, ...] = (
         "Problems",
         outside=("Observe", "RequestId", "Buffer", "Hop", MESH),
         because="whatever fails further in, the client gets problem+json and nothing else",
-        make=lambda inner, parts: Problems(inner),
+        make=lambda inner, route, parts: Problems(inner),
     ),
     Row(
         "Observe",
         outside=("RequestId", "Buffer", "Hop", MESH),
         because="every answer and every refusal of a layer is counted, with the status the client sees",
-        make=lambda inner, parts: None if parts.meter is None else Observe(inner, meter=parts.meter),
+        make=lambda inner, route, parts: None if parts.meter is None else Observe(inner, meter=parts.meter),
     ),
     Row(
         "RequestId",
         outside=("Buffer", "Hop", MESH),
         because="all layers that log, refuse or forward name the request by one id; it must not be taken for a hop's",
-        make=lambda inner, parts: RequestId(inner),
+        make=lambda inner, route, parts: RequestId(inner),
     ),
     Row(
         "Buffer",
         outside=(MESH,),
         because="a retry needs the body again; every refusal sits outside, so that no body is read for one",
-        make=lambda inner, parts: Buffer(inner),
+        make=lambda inner, route, parts: Buffer(inner),
     ),
     Row(
         "Hop",
         outside=(MESH,),
         because="the layers outside see the answer as the client will: without fields of the connection to the service",
-        make=lambda inner, parts: Hop(inner, dropped=parts.dropped, via=parts.via),
+        make=lambda inner, route, parts: Hop(inner, dropped=parts.dropped, via=parts.via),
     ),
 )
 
 
-def compile_chain(mesh: Service, parts: Parts) -> Service:
-    """The layers of `ORDER` around `mesh`."""
+def compile_chain(mesh: GatewayService, route: Route, parts: Parts) -> GatewayService:
+    """The layers of `ORDER` that `route` uses, around `mesh`."""
     chain = mesh
     for row in reversed(ORDER):
-        chain = row.make(chain, parts) or chain
+        chain = row.make(chain, route, parts) or chain
     return chain

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from fastapi_mesh.core.message import Response
 from fastapi_mesh.core.problem import document, problem
 from fastapi_mesh.exceptions import ClientDisconnectedError, InvalidRequestError, MeshError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from fastapi_mesh.api_gateway.exchange import Exchange, GatewayService
     from fastapi_mesh.api_gateway.table import Refusal
-    from fastapi_mesh.core.message import Header, Request
-    from fastapi_mesh.layers.base import Service
+    from fastapi_mesh.core.message import Header
 
 logger = logging.getLogger("fastapi_mesh.gateway")
 
@@ -22,19 +24,38 @@ REQUEST_ID = b"x-request-id"
 _CLOSE: Header = (b"connection", b"close")
 
 
+class GatewayRefusalError(MeshError):
+    """A layer of the gateway says no, and why. One subclass per rule, with its `status` and `reason`.
+
+    `detail` is shown to the client as it is, so it names the rule and never an address, a key or a token. `headers` go
+    along (a challenge, limits, `Location`); `retry_after` is seconds.
+    """
+
+    status: ClassVar[int] = 403
+    reason: ClassVar[str] = "refused"
+
+    def __init__(self, detail: str, *, headers: Iterable[Header] = (), retry_after: float | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.headers = tuple(headers)
+        self.retry_after = retry_after
+
+
 class Problems:
     """Answers for what the layers inside raise. A client that went away gets no answer, so that error passes."""
 
     __slots__ = ("inner",)
 
-    def __init__(self, inner: Service) -> None:
+    def __init__(self, inner: GatewayService) -> None:
         self.inner = inner
 
-    async def __call__(self, request: Request) -> Response:
+    async def __call__(self, request: Exchange) -> Response:
         try:
             return await self.inner(request)
         except ClientDisconnectedError:
             raise
+        except GatewayRefusalError as error:
+            return refused(error, request.service, request.context.request_id)
         except MeshError as error:
             if error.status >= 500:
                 logger.log(
@@ -55,6 +76,15 @@ class Problems:
 def answer_to(error: MeshError, trace_id: str) -> Response:
     """The answer for an error of a call; its own text may name addresses and is not shown."""
     status, headers, body = problem(error, trace_id)
+    return _response(status, headers, body, trace_id)
+
+
+def refused(error: GatewayRefusalError, service: str | None, trace_id: str) -> Response:
+    """The answer of a layer that said no."""
+    status, headers, body = document(
+        error.status, error.reason, error.detail, service=service, trace_id=trace_id, retry_after=error.retry_after
+    )
+    headers.extend(error.headers)
     return _response(status, headers, body, trace_id)
 
 

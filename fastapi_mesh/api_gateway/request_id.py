@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from fastapi_mesh.core.context import generate_request_id
 
 if TYPE_CHECKING:
-    from fastapi_mesh.core.message import Request, Response
-    from fastapi_mesh.layers.base import Service
+    from fastapi_mesh.api_gateway.exchange import Exchange, GatewayService
+    from fastapi_mesh.core.message import Response
 
 REQUEST_ID = b"x-request-id"
 _VALID = re.compile(rb"[A-Za-z0-9._~:/+=@-]{1,128}")
@@ -28,10 +28,10 @@ class RequestId:
 
     __slots__ = ("inner",)
 
-    def __init__(self, inner: Service) -> None:
+    def __init__(self, inner: GatewayService) -> None:
         self.inner = inner
 
-    async def __call__(self, request: Request) -> Response:
+    async def __call__(self, request: Exchange) -> Response:
         context = request.context
         if not context.request_id:
             context.request_id = generate_request_id()

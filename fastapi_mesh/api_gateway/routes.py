@@ -10,25 +10,27 @@ from fastapi_mesh.api_gateway.table import RouteTable
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from fastapi_mesh.api_gateway.exchange import GatewayService
     from fastapi_mesh.config.gateway import RouteConfig
     from fastapi_mesh.config.policies import CallPolicy
 
 
 class Route:
-    """One route. `strip` is how many leading segments are not sent on.
+    """One route. `strip` is how many leading segments are not sent on; `chain` its layers, None until it is in use.
 
     `policy` is None until the mesh is known; `streaming` is the same without a deadline for the whole call, for bodies
     that come at the client's pace: an upload takes as long as it takes, while no pause is longer than `idle_timeout`
     and the answer comes within the attempt's timeout after its end.
     """
 
-    __slots__ = ("config", "path", "policy", "service", "streaming", "strip")
+    __slots__ = ("chain", "config", "path", "policy", "service", "streaming", "strip")
 
     def __init__(self, config: RouteConfig) -> None:
         self.config = config
         self.path = config.path
         self.service = config.service
         self.strip = config.path.count("/") - 1 if config.strip_prefix and config.path.endswith("/*") else 0
+        self.chain: GatewayService | None = None
         self.policy: CallPolicy | None = None
         self.streaming: CallPolicy | None = None
 

@@ -22,7 +22,7 @@ def forwarded(
     head = read_request([(b"host", b"gw:80"), *received], version, RequestNames())
     before = len(head.headers)
     scope = {"client": None if peer is None else (peer, 5), "scheme": scheme, "http_version": version}
-    trusted = forwarding.append(head, scope, prefix)
+    trusted = forwarding.append(head, scope, prefix).trusted
     added = head.headers[before:]
     assert len({name for name, _ in added}) == len(added), "each of them once"
     return trusted, dict(added)

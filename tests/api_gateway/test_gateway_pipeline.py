@@ -6,12 +6,18 @@ import json
 
 import pytest
 
+from fastapi_mesh.api_gateway.exchange import Exchange
+from fastapi_mesh.api_gateway.forwarded import Forwarding
+from fastapi_mesh.api_gateway.headers import NO_BODY, Head
 from fastapi_mesh.api_gateway.hop import Hop
 from fastapi_mesh.api_gateway.observe import Observe
 from fastapi_mesh.api_gateway.pipeline import MESH, ORDER, Parts, compile_chain
 from fastapi_mesh.api_gateway.problems import Problems, refuse
 from fastapi_mesh.api_gateway.request_id import RequestId, accept
+from fastapi_mesh.api_gateway.routes import Route
 from fastapi_mesh.api_gateway.table import Refusal
+from fastapi_mesh.api_gateway.target import Place
+from fastapi_mesh.config.gateway import RouteConfig
 from fastapi_mesh.config.policies import CallPolicy, ServicePolicy
 from fastapi_mesh.core.body import BytesSource
 from fastapi_mesh.core.context import CallContext
@@ -38,10 +44,20 @@ class NoPicker:
         raise AssertionError("no instance is picked in these tests")
 
 
-def new_request(method: bytes = b"GET") -> Request:
+def new_route() -> Route:
+    return Route(RouteConfig(path="/users/*", service="user-service"))
+
+
+def new_request(method: bytes = b"GET") -> Exchange:
     state = ServiceState("user-service", instances=Live(()), picker=NoPicker())
     context = CallContext(CallPolicy.compile(ServicePolicy()), state, template="/users/*")
-    return Request(method, "user-service", b"/users/7", [], b"", context)
+    scope = {"method": method.decode(), "client": ("192.0.2.1", 1), "query_string": b"", "http_version": "1.1"}
+    head = Head([], b"gateway", NO_BODY)
+    origin = Forwarding().append(head, scope, b"")
+    head.headers.clear()
+    place = Place(b"/users/7")
+    place.route = new_route()
+    return Exchange(place, scope, head, origin, b"/users/7", b"", context)
 
 
 class Meter:
@@ -83,19 +99,19 @@ def test_every_row_sits_outside_of_what_it_says_and_has_a_reason() -> None:
 def test_the_chain_has_the_layers_in_the_order_of_the_table() -> None:
     mesh = service(Response.of(200, [], b""))
 
-    layer = compile_chain(mesh, Parts(Meter(), frozenset(), (b"via", b"1.1 x")))
+    layer = compile_chain(mesh, new_route(), Parts(Meter(), frozenset(), (b"via", b"1.1 x")))
 
     names = []
     while layer is not mesh:
         names.append(type(layer).__name__)
         layer = layer.inner  # type: ignore[attr-defined]
-    assert names == [row.name for row in ORDER]
+    assert names == ["Problems", "Observe", "RequestId", "Buffer", "Hop"]
 
 
 def test_without_metrics_the_chain_has_no_observe() -> None:
     mesh = service(Response.of(200, [], b""))
 
-    layer = compile_chain(mesh, Parts(None, frozenset(), (b"via", b"1.1 x")))
+    layer = compile_chain(mesh, new_route(), Parts(None, frozenset(), (b"via", b"1.1 x")))
 
     while layer is not mesh:
         assert not isinstance(layer, Observe)
