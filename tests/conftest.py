@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-pytest_plugins = ["fastapi_mesh.testing.plugin"]
+pytest_plugins = ["fastapi_mesh.testing.plugin", "tests.support.redis"]
 
 
 def pytest_configure(config: pytest.Config) -> None:
