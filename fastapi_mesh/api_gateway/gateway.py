@@ -15,7 +15,7 @@ from fastapi_mesh.api_gateway.life import Life, mesh_of
 from fastapi_mesh.api_gateway.router import GatewayRouter
 from fastapi_mesh.api_gateway.routes import new_table
 from fastapi_mesh.api_gateway.target import locate
-from fastapi_mesh.config.compat import routes_from_description, services_from_description
+from fastapi_mesh.config.compat import changed_routes, routes_from_description, services_from_description
 from fastapi_mesh.config.later import missing_attribute
 from fastapi_mesh.config.load import load_gateway_config
 from fastapi_mesh.exceptions import ConfigurationError
@@ -130,6 +130,16 @@ class APIGateway:
         On an open gateway they are swapped in one step, after they were found valid; requests under way keep theirs.
         """
         self._change({**self._code, "routes": routes_from_description(list(routes))})
+
+    def change_route(self, route: str, **changes: object) -> None:
+        """Change settings of one route, named by its path (or `name`), and leave the others as they are.
+
+            gateway.change_route("/api/v1/orders/*", split={"orders": 80, "orders-next": 20})
+
+        None takes a setting back to its default. Raises ConfigurationError, and changes nothing, when there is no such
+        route, when several have that path, or when the result is not valid.
+        """
+        self._change({**self._code, "routes": changed_routes(self.config.routes, route, changes)})
 
     def configure_services(self, services: Mapping[str, object]) -> None:
         """Add or replace services: `{"user-service": {"instances": [...], "load_balancing": "least_connections"}}`."""

@@ -99,13 +99,13 @@ class Life:
         self._config, self._routes = config, routes
         for route, chain in chains:
             route.chain = chain
-            self._set_policy(route)
+            self._set_policies(route)
 
     def _chains(
         self, config: GatewayConfig, routes: Sequence[Route], extensions: Extensions
     ) -> list[tuple[Route, GatewayService]]:
         """Each route with its layers."""
-        parts = Parts(self._meter, _DROPPED, self._forwarding.via)
+        parts = Parts(self._meter, _DROPPED, self._forwarding.via, self.mesh)
         return [(route, compile_chain(self.mesh.stack, route, parts)) for route in routes]
 
     def _take_services(self, config: GatewayConfig) -> None:
@@ -138,15 +138,19 @@ class Life:
         if problems:
             raise ConfigurationError(problems=problems)
 
-    def _set_policy(self, route: Route) -> None:
+    def _set_policies(self, route: Route) -> None:
+        for service in route.services:
+            self._set_policy(route, service)
+
+    def _set_policy(self, route: Route, service: str) -> None:
         """The mesh's policy for the service, under the gateway's own timeouts and retries (B3 to B5)."""
-        own = self._config.policy_of(route.service)
-        route.set_policy(CallPolicy.compile(overlay(self.mesh.policy_of(route.service), own)))
+        own = self._config.policy_of(service)
+        route.set_policy(service, CallPolicy.compile(overlay(self.mesh.policy_of(service), own)))
 
     def _policy_changed(self, service: str, before: object, after: object) -> None:
         for route in self._routes:
-            if route.service == service:
-                self._set_policy(route)
+            if service in route.services:
+                self._set_policy(route, service)
 
 
 def mesh_of(scope: Message) -> ServiceMesh | None:

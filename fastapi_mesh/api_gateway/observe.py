@@ -22,6 +22,8 @@ class Meter(Protocol):
 
     def local(self, path: str, reason: str) -> None: ...
 
+    def mirrored(self, path: str, result: str) -> None: ...
+
 
 class Observe:
     """Counts a request when its response body has ended, or when it fails; cancelled ones are nginx's 499."""

@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fastapi_mesh.api_gateway.buffer import Buffer
+from fastapi_mesh.api_gateway.fault import Fault
 from fastapi_mesh.api_gateway.hop import Hop
+from fastapi_mesh.api_gateway.mirror import Mirror
 from fastapi_mesh.api_gateway.observe import Observe
 from fastapi_mesh.api_gateway.problems import Problems
 from fastapi_mesh.api_gateway.request_id import RequestId
+from fastapi_mesh.api_gateway.split import Split
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from fastapi_mesh.api_gateway.observe import Meter
     from fastapi_mesh.api_gateway.routes import Route
     from fastapi_mesh.core.message import Header
+    from fastapi_mesh.service_mesh.mesh import ServiceMesh
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,7 @@ class Parts:
     meter: Meter | None
     dropped: frozenset[bytes]
     via: Header
+    mesh: ServiceMesh
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,8 @@ class Row:
     outside: tuple[str, ...]
     because: str
     make: Callable[[GatewayService, Route, Parts], GatewayService | None]
+    upgrades: bool = True
+    """Whether it takes part in a WebSocket's handshake, whose answer is a connection and no body."""
 
 
 MESH = "Mesh"
@@ -51,27 +58,53 @@ MESH = "Mesh"
 ORDER: tuple[Row, ...] = (
     Row(
         "Problems",
-        outside=("Observe", "RequestId", "Buffer", "Hop", MESH),
+        outside=("Observe", "RequestId", "Split", "Fault", "Buffer", "Mirror", "Hop", MESH),
         because="whatever fails further in, the client gets problem+json and nothing else",
         make=lambda inner, route, parts: Problems(inner),
     ),
     Row(
         "Observe",
-        outside=("RequestId", "Buffer", "Hop", MESH),
+        outside=("RequestId", "Split", "Fault", "Buffer", "Mirror", "Hop", MESH),
         because="every answer and every refusal of a layer is counted, with the status the client sees",
         make=lambda inner, route, parts: None if parts.meter is None else Observe(inner, meter=parts.meter),
     ),
     Row(
         "RequestId",
-        outside=("Buffer", "Hop", MESH),
+        outside=("Split", "Fault", "Buffer", "Mirror", "Hop", MESH),
         because="all layers that log, refuse or forward name the request by one id; it must not be taken for a hop's",
         make=lambda inner, route, parts: RequestId(inner),
     ),
     Row(
+        "Split",
+        outside=("Fault", "Buffer", "Mirror", "Hop", MESH),
+        because="which service answers is known before anything is looked up or sent under its name",
+        make=lambda inner, route, parts: (
+            Split(inner, route.config.split, route.config.canary, parts.mesh)
+            if route.config.split is not None or route.config.canary
+            else None
+        ),
+    ),
+    Row(
+        "Fault",
+        outside=("Buffer", "Mirror", "Hop", MESH),
+        because="a planted fault stands for one of the service's, and costs neither a body nor a copy",
+        make=lambda inner, route, parts: (
+            None if route.config.fault is None else Fault(inner, route.config.fault, parts.meter)
+        ),
+    ),
+    Row(
         "Buffer",
-        outside=(MESH,),
-        because="a retry needs the body again; every refusal sits outside, so that no body is read for one",
+        outside=("Mirror", MESH),
+        because="a retry and a copy need the body again; every refusal sits outside, so that no body is read for one",
         make=lambda inner, route, parts: Buffer(inner),
+    ),
+    Row(
+        "Mirror",
+        outside=("Hop", MESH),
+        because="the copy is what the service gets, with a body that can be sent twice",
+        make=lambda inner, route, parts: (
+            None if route.config.mirror is None else Mirror(inner, route.config.mirror, parts.mesh, parts.meter)
+        ),
     ),
     Row(
         "Hop",
@@ -82,9 +115,10 @@ ORDER: tuple[Row, ...] = (
 )
 
 
-def compile_chain(mesh: GatewayService, route: Route, parts: Parts) -> GatewayService:
-    """The layers of `ORDER` that `route` uses, around `mesh`."""
+def compile_chain(mesh: GatewayService, route: Route, parts: Parts, *, upgrade: bool = False) -> GatewayService:
+    """The layers of `ORDER` that `route` uses, around `mesh`; with `upgrade` those of a WebSocket's handshake."""
     chain = mesh
     for row in reversed(ORDER):
-        chain = row.make(chain, route, parts) or chain
+        if row.upgrades or not upgrade:
+            chain = row.make(chain, route, parts) or chain
     return chain

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fastapi_mesh.api_gateway.table import RouteTable
+from fastapi_mesh.config.routes import answering
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -20,24 +21,29 @@ class Route:
 
     `policy` is None until the mesh is known; `streaming` is the same without a deadline for the whole call, for bodies
     that come at the client's pace: an upload takes as long as it takes, while no pause is longer than `idle_timeout`
-    and the answer comes within the attempt's timeout after its end.
+    and the answer comes within the attempt's timeout after its end. `services` are all that may answer, `service`
+    first; `policies` has both policies of each.
     """
 
-    __slots__ = ("chain", "config", "path", "policy", "service", "streaming", "strip")
+    __slots__ = ("chain", "config", "path", "policies", "policy", "service", "services", "streaming", "strip")
 
     def __init__(self, config: RouteConfig) -> None:
-        self.config = config
+        self.config: RouteConfig = config
         self.path = config.path
         self.service = config.service
         self.strip = config.path.count("/") - 1 if config.strip_prefix and config.path.endswith("/*") else 0
+        self.services = answering(config)
+        self.policies: dict[str, tuple[CallPolicy, CallPolicy]] = {}
         self.chain: GatewayService | None = None
         self.policy: CallPolicy | None = None
         self.streaming: CallPolicy | None = None
 
-    def set_policy(self, policy: CallPolicy) -> None:
-        """Give this route its policy, from the next request on."""
-        self.policy = policy
-        self.streaming = replace(policy, timeout=None)
+    def set_policy(self, service: str, policy: CallPolicy) -> None:
+        """Give this route its policy for one of its `services`, from the next request on."""
+        streaming = replace(policy, timeout=None)
+        self.policies[service] = (policy, streaming)
+        if service == self.service:
+            self.policy, self.streaming = policy, streaming
 
     def __repr__(self) -> str:
         methods = ", ".join(self.config.methods) if self.config.methods else "any method"

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "balancing_policies",
     "breaker_policies",
+    "changed_routes",
     "from_config_map",
     "get_protocol_config",
     "retry_policies",
@@ -63,6 +64,26 @@ def routes_from_description(
 ) -> tuple[RouteConfig, ...]:
     """`[{"path": "/api/v1/users/*", "service": "user-service", "methods": ["GET"]}]`. Raises ConfigurationError."""
     return _read(_RouteList, {"routes": given}, source).routes
+
+
+def changed_routes(
+    routes: Iterable[RouteConfig], which: str, changes: Mapping[str, object], source: str = "change_route"
+) -> tuple[RouteConfig, ...]:
+    """`routes` with some settings of the one at path `which` changed; None is a setting's default.
+
+    Raises ConfigurationError.
+    """
+    routes = list(routes)
+    places = [index for index, route in enumerate(routes) if which in (route.path, getattr(route, "name", None))]
+    if len(places) != 1:
+        known = [route.path for route in routes]
+        text = f"several routes have the path {which!r}" if places else f"no route {which!r}{suggestion(which, known)}"
+        raise ConfigurationError(f"{source}: {text}")
+    given = {**routes[places[0]].model_dump(exclude_unset=True), **changes}
+    data: list[object] = list(routes)
+    unset = {name for name, value in changes.items() if value is None and name in RouteConfig.model_fields}
+    data[places[0]] = {name: value for name, value in given.items() if name not in unset}
+    return routes_from_description(data, source)  # type: ignore[arg-type]  # they are checked there
 
 
 def services_from_description(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from fastapi_mesh.config.edge.traffic import CanaryRules, FaultPolicy, MirrorPolicy, SplitPolicy
 from fastapi_mesh.config.fields import Frozen, Problems, ServiceName, Token, shown
 from fastapi_mesh.config.later import LaterOption, later
 from fastapi_mesh.config.problems import line, suggestion
@@ -70,6 +71,12 @@ class RouteConfig(Frozen):
     strip_prefix: bool = Field(
         default=False, description="Take what stands before '*' off the path before it is sent on."
     )
+    split: SplitPolicy | None = Field(
+        default=None, description="Weighted shares of several services; None: `service` gets everything."
+    )
+    canary: CanaryRules = Field(default=(), description="Requests with certain headers or cookies go elsewhere.")
+    mirror: MirrorPolicy | None = Field(default=None, description="Copies of requests to another service; None: none.")
+    fault: FaultPolicy | None = Field(default=None, description="Faults planted on purpose; None: none.")
     auth_required: LaterOption = later("auth_required")
     rate_limit: LaterOption = later("rate_limit")
     cache_ttl: LaterOption = later("cache_ttl")
@@ -104,6 +111,23 @@ def _no_duplicates(routes: tuple[RouteConfig, ...]) -> tuple[RouteConfig, ...]:
 Routes = Annotated[tuple[RouteConfig, ...], AfterValidator(_no_duplicates)]
 
 
+def answering(route: RouteConfig) -> tuple[str, ...]:
+    """The services that may answer the requests of a route, `service` first."""
+    others = () if route.split is None else route.split.services
+    return tuple(dict.fromkeys((route.service, *others, *(rule.service for rule in route.canary))))
+
+
+def _named(route: RouteConfig) -> Iterable[tuple[tuple[str | int, ...], str]]:
+    """Every place of a route that names a service, and the name."""
+    yield ("service",), route.service
+    for name in () if route.split is None else route.split.services:
+        yield ("split", "services", name), name
+    for index, rule in enumerate(route.canary):
+        yield ("canary", index, "service"), rule.service
+    if route.mirror is not None:
+        yield ("mirror", "service"), route.mirror.service
+
+
 def check_routes(routes: Iterable[RouteConfig], known_services: Iterable[str], *, discoverable: bool) -> list[str]:
     """A line for each route to a service that nobody knows.
 
@@ -113,9 +137,10 @@ def check_routes(routes: Iterable[RouteConfig], known_services: Iterable[str], *
         return []
     known = set(known_services)
     return [
-        line(("routes", index, "service"), unknown_service(route.service, known))
+        line(("routes", index, *place), unknown_service(name, known))
         for index, route in enumerate(routes)
-        if route.service not in known
+        for place, name in _named(route)
+        if name not in known
     ]
 
 

@@ -25,7 +25,7 @@ REQUEST_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 class GatewayMetrics:
     """Counts the requests of one gateway. `path` is always a route's template, so its values are few."""
 
-    __slots__ = ("_bound", "_durations", "_local", "_requests")
+    __slots__ = ("_bound", "_durations", "_local", "_mirrored", "_requests")
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._bound: dict[tuple[str, str, int], tuple[Callable[[], None], Callable[[float], None]]] = {}
@@ -49,6 +49,12 @@ class GatewayMetrics:
                 ["path", "reason"],
                 registry=registry,
             )
+            self._mirrored = Counter(
+                "gateway_mirrored_requests_total",
+                "Copies of requests for a mirror: sent, left-out (too many under way), streamed (body not at hand).",
+                ["path", "result"],
+                registry=registry,
+            )
         except ValueError as error:
             raise duplicate(error) from None
 
@@ -67,3 +73,7 @@ class GatewayMetrics:
     def local(self, path: str, reason: str) -> None:
         """The answer to a request was the gateway's own; `reason` is the slug that `x-mesh-reason` carries."""
         self._local.labels(path, reason).inc()
+
+    def mirrored(self, path: str, result: str) -> None:
+        """A request was to be copied to a mirror: `sent`, `left-out` or `streamed`."""
+        self._mirrored.labels(path, result).inc()

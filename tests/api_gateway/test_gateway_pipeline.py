@@ -35,6 +35,7 @@ from fastapi_mesh.exceptions import (
     UpstreamProtocolError,
     UpstreamTimeoutError,
 )
+from fastapi_mesh.service_mesh.mesh import ServiceMesh
 
 pytestmark = pytest.mark.anyio
 
@@ -60,6 +61,11 @@ def new_request(method: bytes = b"GET") -> Exchange:
     return Exchange(place, scope, head, origin, b"/users/7", b"", context)
 
 
+def new_parts(meter: Meter | None) -> Parts:
+    mesh = ServiceMesh("gateway", discovery_backend="static", enable_service_discovery=False)
+    return Parts(meter, frozenset(), (b"via", b"1.1 x"), mesh)
+
+
 class Meter:
     def __init__(self) -> None:
         self.requests: list[tuple[bytes, str, int]] = []
@@ -71,6 +77,9 @@ class Meter:
 
     def local(self, path: str, reason: str) -> None:
         self.locals.append((path, reason))
+
+    def mirrored(self, path: str, result: str) -> None:
+        raise AssertionError("nothing is mirrored in these tests")
 
 
 def service(answer: Response | BaseException):  # type: ignore[no-untyped-def]
@@ -99,7 +108,7 @@ def test_every_row_sits_outside_of_what_it_says_and_has_a_reason() -> None:
 def test_the_chain_has_the_layers_in_the_order_of_the_table() -> None:
     mesh = service(Response.of(200, [], b""))
 
-    layer = compile_chain(mesh, new_route(), Parts(Meter(), frozenset(), (b"via", b"1.1 x")))
+    layer = compile_chain(mesh, new_route(), new_parts(Meter()))
 
     names = []
     while layer is not mesh:
@@ -111,7 +120,7 @@ def test_the_chain_has_the_layers_in_the_order_of_the_table() -> None:
 def test_without_metrics_the_chain_has_no_observe() -> None:
     mesh = service(Response.of(200, [], b""))
 
-    layer = compile_chain(mesh, new_route(), Parts(None, frozenset(), (b"via", b"1.1 x")))
+    layer = compile_chain(mesh, new_route(), new_parts(None))
 
     while layer is not mesh:
         assert not isinstance(layer, Observe)

@@ -1,0 +1,1 @@
+"""Settings of the layers at a gateway's edge, one file each."""
