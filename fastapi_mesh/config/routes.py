@@ -59,14 +59,19 @@ RoutePath = Annotated[str, AfterValidator(route_path)]
 Methods = Annotated[tuple[Token, ...], BeforeValidator(_methods), AfterValidator(_any)]
 
 
-class RouteConfig(Frozen):
-    """A route: requests whose path and method match go to `service`."""
+class RoutePlace(Frozen):
+    """What a route leads from and to."""
 
     path: RoutePath = Field(
         description="What the path must be: '/api/users/*' is everything below and '/api/users' itself, "
         "'{name}' one segment."
     )
     service: ServiceName = Field(description="The service that answers.")
+
+
+class RouteSettings(Frozen):
+    """What can be said of a route besides its path and service; also of all dynamic routes together."""
+
     methods: Methods | None = Field(default=None, description="HTTP methods of this route; None: all.")
     strip_prefix: bool = Field(
         default=False, description="Take what stands before '*' off the path before it is sent on."
@@ -81,6 +86,10 @@ class RouteConfig(Frozen):
     rate_limit: LaterOption = later("rate_limit")
     cache_ttl: LaterOption = later("cache_ttl")
     require_https: LaterOption = later("require_https")
+
+
+class RouteConfig(RouteSettings, RoutePlace):
+    """A route: requests whose path and method match go to `service`."""
 
 
 def duplicate_routes(routes: tuple[RouteConfig, ...]) -> list[tuple[tuple[str | int, ...], str]]:
