@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from fastapi_mesh.config.edge.cors import CorsConfig
+from fastapi_mesh.config.edge.listener import Listener
 from fastapi_mesh.config.fields import (
     Factor,
     Frozen,
-    Host,
     InstanceUrls,
-    ListenPort,
     Network,
     NotBool,
     OneOrMany,
@@ -97,11 +97,9 @@ class GatewayServiceConfig(Frozen):
         return ServicePolicy.model_validate(data)
 
 
-class GatewayConfig(Frozen):
+class GatewayConfig(Listener):
     """Everything a gateway can be told."""
 
-    host: Host = Field(default="0.0.0.0", description="The address to listen on, standalone.")
-    port: ListenPort = Field(default=8080, description="The port to listen on, standalone; 0: any free one.")
     prefix: str = Field(default="", description="A path before every route, like '/gateway'; it is not sent on.")
     request_timeout: Seconds = Field(
         default=30.0, description="Seconds for a whole request with all attempts, up to the response head."
@@ -125,11 +123,7 @@ class GatewayConfig(Frozen):
         default={}, description="Service to its addresses and what differs for it; one URL or a list is enough."
     )
     routes: Routes = Field(default=(), description="Which requests go to which service.")
-    ssl_cert: LaterOption = later("ssl_cert")
-    ssl_key: LaterOption = later("ssl_key")
-    max_connections: LaterOption = later("max_connections")
-    keepalive_timeout: LaterOption = later("keepalive_timeout")
-    metrics_port: LaterOption = later("metrics_port")
+    cors: CorsConfig | None = Field(default=None, description="What pages of other origins may do; None: nothing.")
     access_log: LaterOption = later("access_log")
     error_log: LaterOption = later("error_log")
     log_level: LaterOption = later("log_level")

@@ -32,11 +32,6 @@ LATER: dict[str, str] = {
     "sticky_sessions": "sticky sessions are",
     "session_affinity_header": "sticky sessions are",
     # a gateway of its own
-    "ssl_cert": "TLS of the gateway's own server is",
-    "ssl_key": "TLS of the gateway's own server is",
-    "max_connections": "a limit of connections is",
-    "keepalive_timeout": "a keep-alive timeout is",
-    "metrics_port": "a port of its own for metrics is",
     "access_log": "the access log is",
     "error_log": "the error log is",
     "log_level": "a log level of its own is",

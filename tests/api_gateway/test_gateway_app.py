@@ -61,10 +61,7 @@ def test_host_and_port_come_in_order_and_from_the_environment(monkeypatch: pytes
     "option",
     [
         {"access_log": True},
-        {"ssl_cert": "x.pem"},
-        {"metrics_port": 9090},
         {"dynamic_routing": True},
-        {"max_connections": 1000},
     ],
 )
 def test_an_option_of_a_later_version_is_refused_by_name(option: dict[str, object]) -> None:

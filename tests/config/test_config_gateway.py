@@ -61,15 +61,10 @@ def test_a_route_option_of_a_later_version_is_refused_when_on(option: str, value
         assert getattr(RouteConfig.model_validate({**route, option: off}), option) is None
 
 
-@pytest.mark.spec("S-060", "S-061", "S-064", "S-065", "S-066")
+@pytest.mark.spec("S-065", "S-066")
 @pytest.mark.parametrize(
     ("option", "value", "what"),
     [
-        ("ssl_cert", "/path/to/cert.pem", "TLS of the gateway's own server is"),
-        ("ssl_key", "/path/to/key.pem", "TLS of the gateway's own server is"),
-        ("max_connections", 1000, "a limit of connections is"),
-        ("keepalive_timeout", 65, "a keep-alive timeout is"),
-        ("metrics_port", 9090, "a port of its own for metrics is"),
         ("access_log", True, "the access log is"),
         ("error_log", True, "the error log is"),
         ("log_level", "INFO", "a log level of its own is"),
