@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
 
-from fastapi_mesh.config.fields import Count, Frozen, Host, ListenPort, NotBool, Port, Seconds, ServiceName
+from fastapi_mesh.config.fields import Count, Frozen, Host, ListenPort, NotBool, Port, Problems, Seconds, ServiceName
 from fastapi_mesh.config.later import not_yet
 
 LATER_STORES = ("consul", "etcd", "kubernetes")
@@ -21,7 +21,8 @@ def _available(value: object) -> object:
 
 def _store_key(value: str) -> str:
     if not value or value.startswith("/") or ".." in value.split("/") or not value.isprintable():
-        raise ValueError(f"{value!r} is not a key: letters, '.', '-' and '/' between them, like 'gateway.toml'")
+        # Problems, because an error of a setting called "key" is not shown otherwise: it might be a secret.
+        raise Problems([((), f"{value!r} is not a key: letters, '.', '-' and '/' between them, like 'gateway.toml'")])
     return value
 
 
@@ -42,6 +43,7 @@ class ConfigStoreConfig(Frozen):
     )
     path: Path | None = Field(
         default=None,
+        validate_default=True,
         description="Backend local: the file; None is the local registry's. Backend file: the folder, which it needs.",
     )
     namespace: ServiceName = Field(default="default", description="Backend local: keys are those of this namespace.")
@@ -112,7 +114,7 @@ class Listener(Frozen):
     @classmethod
     def _key_has_a_certificate(cls, key: Path | None, info: ValidationInfo) -> Path | None:
         if key is not None and info.data.get("ssl_cert") is None:
-            raise ValueError("a private key without ssl_cert, the certificate it belongs to")
+            raise Problems([((), "a private key without ssl_cert, the certificate it belongs to")])
         return key
 
     @field_validator("metrics_port")
