@@ -252,7 +252,8 @@ class RedisCluster:
             server = RedisServer(
                 folder,
                 *("--cluster-enabled", "yes", "--cluster-port", str(bus), "--cluster-node-timeout", "1000"),
-                *("--cluster-config-file", f"nodes-{number}.conf", "--repl-diskless-sync-delay", "0"),
+                *("--repl-diskless-sync-delay", "0", "--cluster-config-file", f"nodes-{number}.conf"),
+                *("--repl-ping-replica-period", "1"),
             )
             self._bus[server] = bus
             self.servers.append(server)
