@@ -204,7 +204,8 @@ class ControlClient:
     """Plain HTTP calls to a control plane (a registry, a configuration store, an issuer), outside of the mesh.
 
     Made for long polls and watches: a few connections, kept for 60 s, with a TLS context of its own. The connection
-    pool is made on first use. `timeout` is seconds for each wait (connect, write, next bytes) of a call.
+    pool is made on first use. `timeout` is seconds for each wait (connect, write, next bytes) of a call. An answer of
+    `request` that is longer than `max_size` bytes is an UpstreamProtocolError, and is not read to its end.
 
     Raises UpstreamConnectionError, UpstreamProtocolError and UpstreamTimeoutError; every status is an answer.
     """
@@ -217,7 +218,9 @@ class ControlClient:
         headers: Mapping[str, str] | None = None,
         timeout: float = 10.0,
         max_connections: int = 100,
+        max_size: int | None = None,
     ) -> None:
+        self._max_size = max_size
         self._base_url = base_url
         self._ssl_context = ssl_context
         self._headers = dict(headers or {})
@@ -232,17 +235,21 @@ class ControlClient:
         *,
         params: Parameters | None = None,
         json: object = None,
+        form: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
         timeout: float | None = None,
     ) -> ControlResponse:
-        """Send one request and read the whole answer; `json` is the body unless it is None."""
+        """Send one request and read the whole answer; the body is `json`, or `form`, unless both are None."""
         client = self._client()
         limit = self._timeout if timeout is None else timeout
         try:
-            answer = await client.request(method, path, params=params, json=json, headers=headers, timeout=limit)
+            async with client.stream(
+                method, path, params=params, json=json, data=form, headers=headers, timeout=limit
+            ) as answer:
+                content = await self._content(answer)
         except httpx2.HTTPError as error:
             raise _translated(error, self._base_url) from error
-        return ControlResponse(answer.status_code, _flat(answer), answer.content)
+        return ControlResponse(answer.status_code, _flat(answer), content)
 
     async def stream_lines(
         self,
@@ -280,6 +287,16 @@ class ControlClient:
         client, self._made = self._made, None
         if client is not None:
             await client.aclose()
+
+    async def _content(self, answer: httpx2.Response) -> bytes:
+        if self._max_size is None:
+            return await answer.aread()
+        parts = bytearray()
+        async for part in answer.aiter_bytes():
+            parts += part
+            if len(parts) > self._max_size:
+                raise UpstreamProtocolError(f"the answer is longer than {self._max_size} bytes", request_sent=True)
+        return bytes(parts)
 
     def _client(self) -> httpx2.AsyncClient:
         if self._made is None:
