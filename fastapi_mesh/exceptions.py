@@ -13,6 +13,7 @@ MeshError
  |- InvalidRequestError                this request can't be sent as HTTP (is a ValueError too)
  |- ClientDisconnectedError            our own caller went away while we read its body
  |- ConfigurationError                 settings are wrong (is a ValueError too)
+ |- ConfigStoreError                   the store of shared configuration can't be reached, or refuses
  `- IdentityError                      the peer's identity is missing, invalid or not allowed
 """
 
@@ -187,6 +188,13 @@ class ConfigurationError(MeshError, ValueError):
             title = f"{source or 'configuration'}: {count} problem{'' if count == 1 else 's'}"
             message = "\n".join([title, *(f"  {line}" for line in self.problems)])
         super().__init__(message)
+
+
+class ConfigStoreError(MeshError):
+    """The store of shared configuration can't be reached, or refuses what it is given."""
+
+    status = 503
+    reason = "config-store"
 
 
 class IdentityError(MeshError):

@@ -27,8 +27,22 @@ def read_file(file: str | PathLike[str], source: str = "") -> SettingsLayer:
         raise ConfigurationError(f"{name}: {problem}", source=name) from problem.__cause__
 
 
+def read_text(text: str, name: str, source: str) -> SettingsLayer:
+    """The settings in `text`, written as the ending of `name` says (without one: JSON), called `source` in messages.
+
+    Raises ConfigurationError when it can't be read.
+    """
+    reader = _READERS.get(Path(name).suffix.lower(), _json)
+    try:
+        data, lines = reader(text)
+    except _FileProblem as problem:
+        raise ConfigurationError(f"{source}: {problem}", source=source) from problem.__cause__
+    origins = {(key,): source for key in data}
+    return SettingsLayer(data, origins | {place: f"{source}, line {number}" for place, number in lines.items()})
+
+
 def _read(path: Path) -> SettingsLayer:
-    reader = {".toml": _toml, ".json": _json, ".yaml": _yaml, ".yml": _yaml}.get(path.suffix.lower())
+    reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise _FileProblem("is not a .toml, .yaml, .yml or .json file")
     try:
@@ -124,3 +138,6 @@ def _yaml_lines(yaml: Any, node: Any, place: Location, lines: dict[Location, int
         for index, value in enumerate(node.value):
             lines[(*place, index)] = value.start_mark.line + 1
             _yaml_lines(yaml, value, (*place, index), lines)
+
+
+_READERS = {".toml": _toml, ".json": _json, ".yaml": _yaml, ".yml": _yaml}
