@@ -26,7 +26,7 @@ class Hop:
         response = await self.inner(request)
         status = response.status
         try:
-            if not 200 <= status <= 599:
+            if not 200 <= status <= 599 and response.upgrade is None:
                 raise ValueError(f"status {status}")
             headers = read_response(status, response.headers, self._names)
         except ValueError as error:

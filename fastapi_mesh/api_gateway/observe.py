@@ -45,6 +45,9 @@ class Observe:
             if reason:
                 self._meter.local(path, reason)
             raise
+        if response.upgrade is not None:  # how long a WebSocket stays open says nothing of how fast we answer
+            self._meter.request(request.method, request.context.template, response.status, time.monotonic() - started)
+            return response
         response.on_close(self._closed, (request, response.status, started))
         return response
 

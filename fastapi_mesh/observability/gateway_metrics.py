@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING
 from prometheus_client import Counter, Histogram
 
 from fastapi_mesh.observability.registry import duplicate
+from fastapi_mesh.observability.websocket_metrics import WebSocketMetrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from prometheus_client import CollectorRegistry
+
+    from fastapi_mesh.observability.websocket_metrics import WebSocketTally
 
 METHODS = {
     name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH")
@@ -25,7 +28,7 @@ REQUEST_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 class GatewayMetrics:
     """Counts the requests of one gateway. `path` is always a route's template, so its values are few."""
 
-    __slots__ = ("_bound", "_durations", "_local", "_mirrored", "_requests")
+    __slots__ = ("_bound", "_durations", "_local", "_mirrored", "_requests", "_websockets")
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._bound: dict[tuple[str, str, int], tuple[Callable[[], None], Callable[[float], None]]] = {}
@@ -55,6 +58,7 @@ class GatewayMetrics:
                 ["path", "result"],
                 registry=registry,
             )
+            self._websockets = WebSocketMetrics(registry)
         except ValueError as error:
             raise duplicate(error) from None
 
@@ -77,3 +81,7 @@ class GatewayMetrics:
     def mirrored(self, path: str, result: str) -> None:
         """A request was to be copied to a mirror: `sent`, `left-out` or `streamed`."""
         self._mirrored.labels(path, result).inc()
+
+    def websockets(self, path: str) -> WebSocketTally:
+        """What counts the WebSockets of a route."""
+        return self._websockets.of(path)
