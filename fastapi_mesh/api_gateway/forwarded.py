@@ -91,9 +91,13 @@ class Forwarding:
     __slots__ = ("_networks", "_peers", "_via", "_warned", "via")
 
     def __init__(self, trusted_proxies: Iterable[str] = (), via: str = "fastapi-mesh") -> None:
+        self._warned = False
+        self.configure(trusted_proxies, via)
+
+    def configure(self, trusted_proxies: Iterable[str], via: str) -> None:
+        """Change what it was made with, for requests from now on."""
         self._networks = tuple(ip_network(each) for each in trusted_proxies)
         self._peers: dict[str | None, _Peer] = {}
-        self._warned = False
         self._via = {version: (b"via", f"{version} {via}".encode()) for version in ("1.0", "1.1", "2", "2.0", "3")}
         self.via = self._via["1.1"]
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from fastapi_mesh.api_gateway import server, standalone
 from fastapi_mesh.api_gateway.extensions import Extensions
 from fastapi_mesh.api_gateway.life import Life, mesh_of
+from fastapi_mesh.api_gateway.reload import Reloads, Settings
 from fastapi_mesh.api_gateway.router import GatewayRouter
 from fastapi_mesh.api_gateway.routes import new_table
 from fastapi_mesh.api_gateway.target import locate
@@ -26,8 +27,11 @@ if TYPE_CHECKING:
 
     import uvicorn
 
+    from fastapi_mesh.api_gateway.reload import Reload
     from fastapi_mesh.api_gateway.target import Place
     from fastapi_mesh.config.gateway import GatewayConfig, RouteConfig
+    from fastapi_mesh.config.layers import SettingsLayer
+    from fastapi_mesh.configstore.base import ConfigStore
     from fastapi_mesh.core.instance import ASGIApp, Message, Receive, Send
     from fastapi_mesh.service_mesh.mesh import ServiceMesh
 
@@ -94,6 +98,8 @@ class APIGateway:
                 )
             self._env = {}
             self._code = {name: getattr(config, name) for name in config.model_fields_set}
+        settings = Settings(lambda: self.config, lambda: self._code, self._load_all, self._take)
+        self._reloads = Reloads(settings, config_file, env=config is None)
         self.config = self._load(self._code)
         self._table = new_table(self.config.routes)
         self._extensions = Extensions()
@@ -147,15 +153,38 @@ class APIGateway:
 
     def _change(self, code: Mapping[str, object], extensions: Extensions | None = None) -> None:
         """Make changed settings count: all of them, or none where something is wrong with any."""
-        config = self._load(code)
+        self._take(self._load(code), extensions)
+        self._code = dict(code)
+
+    def _take(self, config: GatewayConfig, extensions: Extensions | None = None) -> None:
         extensions = self._extensions if extensions is None else extensions
         table = self._table if config.routes == self.config.routes else new_table(config.routes)
         if self._life is not None:
             self._life.take(config, table.routes, extensions)
-        self._code, self.config, self._table, self._extensions = dict(code), config, table, extensions
+        self.config, self._table, self._extensions = config, table, extensions
+        self._prefix = config.prefix.encode()
 
     def _load(self, code: Mapping[str, object]) -> GatewayConfig:
-        return load_gateway_config(code, file=self._file, env=self._env)
+        return load_gateway_config(code, file=self._file, env=self._env, stored=self._reloads.stored)
+
+    def _load_all(self, stored: SettingsLayer | None) -> GatewayConfig:
+        return load_gateway_config(self._code, file=self._file, env=self._env, stored=stored)
+
+    async def reload(self) -> Reload:
+        """Read the file and the variables anew, and take over what has changed: all of it, or nothing.
+
+        Settings given in code keep winning. What belongs to the server (`host`, `port`, TLS, `workers`...) keeps its
+        value until a restart; it is named in the result's `kept`, and in the log. Requests under way and open
+        WebSockets go on. Raises ConfigurationError, after logging it, when the new settings are not valid.
+        """
+        return await self._reloads.run()
+
+    def use_config_store(self, store: ConfigStore, key: str = "gateway") -> None:
+        """Take settings from a store of your own, over those of the file; for what `config_store` can't name.
+
+        Takes effect when the gateway opens.
+        """
+        self._reloads.use(store, key)
 
     # Requests
 
@@ -211,6 +240,7 @@ class APIGateway:
     async def aclose(self) -> None:
         """Close, and stop the mesh if opening started it. Safe to call twice."""
         life, self._life, self._lock = self._life, None, None
+        await self._reloads.aclose()
         if life is not None:
             await life.aclose()
 
@@ -219,16 +249,22 @@ class APIGateway:
             self._lock = asyncio.Lock()
         async with self._lock:
             if self._life is None:
-                life = Life(
-                    self.config,
-                    self._table.routes,
-                    self._extensions,
-                    apps=self._apps,
-                    mesh=self._given_mesh or found_mesh,
-                    added=self._added,
-                )
-                await life.start()
+                try:
+                    await self._reloads.prepare()
+                    life = Life(
+                        self.config,
+                        self._table.routes,
+                        self._extensions,
+                        apps=self._apps,
+                        mesh=self._given_mesh or found_mesh,
+                        added=self._added,
+                    )
+                    await life.start()
+                except BaseException:
+                    await self._reloads.aclose()
+                    raise
                 self._life = life
+                self._reloads.start(life.mesh)
             return self._life
 
     async def start(self) -> None:

@@ -11,10 +11,9 @@ from fastapi_mesh.api_gateway.forward import Forward
 from fastapi_mesh.api_gateway.forwarded import Forwarding
 from fastapi_mesh.api_gateway.pipeline import Parts, compile_chain
 from fastapi_mesh.api_gateway.reserved import reserved_paths
-from fastapi_mesh.config.gateway import check_routes
+from fastapi_mesh.api_gateway.services import Services
 from fastapi_mesh.config.overlay import overlay
 from fastapi_mesh.config.policies import CallPolicy
-from fastapi_mesh.exceptions import ConfigurationError
 from fastapi_mesh.service_mesh.mesh import ServiceMesh
 
 if TYPE_CHECKING:
@@ -32,7 +31,6 @@ request's id is given by the gateway: passed on, there would be two.
 """
 
 _ASKS_FOR_DISCOVERY = ("MESH_DISCOVERY__BACKEND", "DISCOVERY_BACKEND", "MESH_CONFIG_FILE")
-_MACHINES = ("circuit_breaker", "bulkhead", "outlier")
 PRIVATE_NAME = "api-gateway"
 """The name of the mesh that a gateway makes for itself; it is what services see as their caller."""
 
@@ -54,10 +52,7 @@ class Life:
         added: set[str],
     ) -> None:
         self.mesh = mesh or _private_mesh()
-        self._apps = apps
-        self._added = added
-        self._fixed_by_mesh = frozenset(self.mesh.fixed_services) - added
-        """What the mesh was told itself wins over what the gateway is told (B2)."""
+        self._services = Services(self.mesh, apps, added)
         self._config = config
         self._routes = routes
         self._owns_mesh = False
@@ -66,9 +61,6 @@ class Life:
         self._forwarding = Forwarding(config.trusted_proxies, config.via)
         self._engines = Engines(self.mesh.supervisor)
         self.take(config, routes, extensions)
-        for name, app in apps.items():
-            if name not in self._fixed_by_mesh:
-                self._add(name, app)
         self._watch = Watch(self.mesh.supervisor)
         self.forward = Forward(self.mesh, forwarding=self._forwarding, watch=self._watch, meter=self._meter)
         self.reserved = reserved_paths(self.mesh, metrics=metrics is not None)
@@ -88,15 +80,18 @@ class Life:
 
     def take(self, config: GatewayConfig, routes: Sequence[Route], extensions: Extensions) -> None:
         """Make all this what counts from now on. Raises ConfigurationError before anything has changed."""
-        self._check(config)
+        self._services.check(config)
+        self._forwarding.configure(config.trusted_proxies, config.via)
         try:
             chains = self._chains(config, routes, extensions)
         except BaseException:
             self._engines.rollback()
+            self._forwarding.configure(self._config.trusted_proxies, self._config.via)
             raise
-        self._take_services(config)
+        self._config, self._routes = config, ()  # no route need hear of what is about to change
+        self._services.take(config)
         self._engines.commit()
-        self._config, self._routes = config, routes
+        self._routes = routes
         for route, chain in chains:
             route.chain = chain
             self._set_policies(route)
@@ -107,36 +102,6 @@ class Life:
         """Each route with its layers."""
         parts = Parts(self._meter, _DROPPED, self._forwarding.via, self.mesh)
         return [(route, compile_chain(self.mesh.stack, route, parts)) for route in routes]
-
-    def _take_services(self, config: GatewayConfig) -> None:
-        """Tell the mesh of the services' instances and of what differs for them."""
-        for name, service in config.services.items():
-            if service.instances and name not in self._fixed_by_mesh:
-                self._add(name, service.instances)
-            own = service.policy()
-            changed = {section: getattr(own, section) for section in _MACHINES if section in own.model_fields_set}
-            if "load_balancing" in own.model_fields_set:
-                changed["load_balancing"] = own.load_balancing
-            if changed:
-                self.mesh.policies.change(name, **changed)
-
-    def _add(self, name: str, targets: ASGIApp | Sequence[str]) -> None:
-        self._added.add(name)
-        self.mesh.add_service(name, targets)
-
-    def _check(self, config: GatewayConfig) -> None:
-        """Every route leads to a service that has, or may come to have, an instance."""
-        given = {*self._fixed_by_mesh, *self._apps}
-        known = {*given, *config.services}
-        problems = check_routes(config.routes, known, discoverable=self.mesh.finds_services)
-        if not self.mesh.finds_services:
-            problems += [
-                f"services.{name}.instances: is empty, and there is no discovery that could find any"
-                for name, service in config.services.items()
-                if not service.instances and name not in given
-            ]
-        if problems:
-            raise ConfigurationError(problems=problems)
 
     def _set_policies(self, route: Route) -> None:
         for service in route.services:

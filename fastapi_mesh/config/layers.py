@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,10 @@ class SettingsLayer:
     data: dict[str, object] = field(default_factory=dict)
     origins: dict[Location, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+
+    def copy(self) -> SettingsLayer:
+        """The same, to be changed."""
+        return SettingsLayer(deepcopy(self.data), dict(self.origins), list(self.problems))
 
     def put(self, location: Location, value: object, origin: str) -> None:
         """Set one value; tables on the way are made. Does nothing below a value that is no table, which is wrong."""

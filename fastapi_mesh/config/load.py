@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from fastapi_mesh.config import environment
 from fastapi_mesh.config.compat import CONFIG_MAP_TABLE, from_config_map
-from fastapi_mesh.config.files import read_file
+from fastapi_mesh.config.files import read_file, read_text
 from fastapi_mesh.config.gateway import GatewayConfig
 from fastapi_mesh.config.later import is_off
 from fastapi_mesh.config.layers import SettingsLayer, merged, origin_in, plain
@@ -26,6 +26,16 @@ if TYPE_CHECKING:
     File = str | PathLike[str]
 
 logger = logging.getLogger("fastapi_mesh.config")
+
+class Entry(Protocol):
+    """A document in a config store; `configstore.base.Entry` is one."""
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def text(self) -> str: ...
+
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -67,18 +77,21 @@ def load_gateway_config(
     strict: bool = False,
     known_services: Iterable[str] = (),
     discoverable: bool = True,
+    stored: SettingsLayer | None = None,
     **code: object,
 ) -> GatewayConfig:
     """The settings of a gateway: keyword arguments over MESH_GATEWAY__* over GATEWAY_HOST and the like over `file`.
 
+    `stored` is what a config store says (`stored_gateway_layer`); it counts over the file.
     With `discoverable=False` a route to a service that neither `services` nor `known_services` names is a problem.
     Everything else is as in `load_mesh_config`.
     """
     env = os.environ if env is None else env
     in_file, source = _file_layer(file, env, _gateway_part)
     in_code = SettingsLayer(_given({**(settings or {}), **code}))
-    variables, unknown = environment.gateway_variables(env, merged([in_file, in_code]))
-    layers = [in_file, environment.described(env, environment.GATEWAY_NAMES), variables, in_code]
+    in_store = [] if stored is None else [stored.copy()]
+    variables, unknown = environment.gateway_variables(env, merged([in_file, *in_store, in_code]))
+    layers = [in_file, *in_store, environment.described(env, environment.GATEWAY_NAMES), variables, in_code]
     for layer in layers:
         _spread_urls(layer)
     note, problem = environment.gateway_auth(env)
@@ -88,6 +101,14 @@ def load_gateway_config(
     if not discoverable:
         problems += _unknown_services(layers, known_services)
     return _validated(GatewayConfig, layers, source, problems)
+
+
+def stored_gateway_layer(entry: Entry) -> SettingsLayer:
+    """What an entry of a config store says to a gateway: its table `gateway`, else all of it.
+
+    Raises ConfigurationError when it is no table of settings.
+    """
+    return _gateway_part(read_text(entry.text, entry.key, f"config store, {entry.key!r}"), True)
 
 
 def _validated(model: type[Model], layers: Sequence[SettingsLayer], source: str | None, problems: list[str]) -> Model:

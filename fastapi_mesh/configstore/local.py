@@ -123,7 +123,10 @@ class _StoreFile:
         self._namespace = namespace
         self._identity: tuple[int, int] | None = None
         self._connection: sqlite3.Connection | None = None
-        self._forget()
+        self._known: dict[str, Entry | None] = {}
+        self._version: tuple[int, int] = (-1, 0)
+        """`data_version`, which counts the writes of other connections only, and `_writes`."""
+        self._writes = 0
 
     def get(self, key: str) -> Entry | None:
         """Read `key`; without any write to the file since the last time, that costs a few microseconds."""
@@ -158,10 +161,8 @@ class _StoreFile:
         self._forget()
 
     def _forget(self) -> None:
-        self._known: dict[str, Entry | None] = {}
+        self._known.clear()
         self._version = (-1, 0)
-        self._writes = 0
-        """`data_version` counts the writes of other connections only."""
 
     def _write(self, statement: str, *values: str) -> None:
         def write(connection: sqlite3.Connection) -> None:

@@ -78,7 +78,10 @@ class StaticDiscovery:
                 await self._bell.wait(version)
 
     def _publish(self, service: str, instances: tuple[Instance, ...]) -> None:
-        self._lists[service] = ordered(instances)
+        if instances:
+            self._lists[service] = ordered(instances)
+        else:
+            self._lists.pop(service, None)
         self._bell.ring()
 
 

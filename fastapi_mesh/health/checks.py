@@ -55,6 +55,12 @@ class HealthReport:
         """The report with one more thing that fails."""
         return HealthReport("unhealthy", {**self.checks, name: "fail"}, self.timestamp, {**self.details, name: why})
 
+    def noting(self, notes: Mapping[str, object]) -> HealthReport:
+        """The report with more details, which decide nothing."""
+        if not notes:
+            return self
+        return HealthReport(self.status, self.checks, self.timestamp, {**self.details, **notes})
+
     @property
     def healthy(self) -> bool:
         return self.status == "healthy"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 from fastapi_mesh.observability.registry import duplicate
 from fastapi_mesh.observability.websocket_metrics import WebSocketMetrics
@@ -28,7 +28,7 @@ REQUEST_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 class GatewayMetrics:
     """Counts the requests of one gateway. `path` is always a route's template, so its values are few."""
 
-    __slots__ = ("_bound", "_durations", "_local", "_mirrored", "_requests", "_websockets")
+    __slots__ = ("_bound", "_durations", "_local", "_mirrored", "_reload_ok", "_reloads", "_requests", "_websockets")
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._bound: dict[tuple[str, str, int], tuple[Callable[[], None], Callable[[float], None]]] = {}
@@ -59,6 +59,19 @@ class GatewayMetrics:
                 registry=registry,
             )
             self._websockets = WebSocketMetrics(registry)
+            self._reloads = Counter(
+                "gateway_config_reloads_total",
+                "Reloads of the gateway's settings: applied, unchanged (nothing was different), or refused.",
+                ["result"],
+                registry=registry,
+            )
+            self._reload_ok = Gauge(
+                "gateway_config_last_reload_successful",
+                "1, or 0 while the last reload was refused; with workers: 0 where any worker refused it.",
+                registry=registry,
+                multiprocess_mode="livemin",
+            )
+            self._reload_ok.set(1)
         except ValueError as error:
             raise duplicate(error) from None
 
@@ -73,6 +86,11 @@ class GatewayMetrics:
             )
         bound[0]()
         bound[1](seconds)
+
+    def reloaded(self, result: str) -> None:
+        """The settings were to be reloaded; `result` is applied, unchanged or refused."""
+        self._reloads.labels(result).inc()
+        self._reload_ok.set(result != "refused")
 
     def local(self, path: str, reason: str) -> None:
         """The answer to a request was the gateway's own; `reason` is the slug that `x-mesh-reason` carries."""

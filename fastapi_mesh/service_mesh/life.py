@@ -51,6 +51,8 @@ class NodeLife:
         self._handed_on = False
         self._server: tuple[str, int] | None = None
         self._on_end_streams: list[Callable[[], object]] = []
+        self.notes: dict[str, object] = {}
+        """What `/health` shows beside the checks, and what fails nothing: details by name."""
         self.draining = False
         self.ending = False
         """Streams without an end of their own have been told to end; one that begins now ends at once."""
@@ -67,7 +69,7 @@ class NodeLife:
 
     async def health(self) -> HealthReport:
         """What `/health` says: the registered checks, and whether the node drains."""
-        report = await self._mesh.health.report()
+        report = (await self._mesh.health.report()).noting(self.notes)
         return report.also_failing("drain", "draining") if self.draining else report
 
     async def readiness(self) -> HealthReport:

@@ -42,12 +42,18 @@ class PolicyTable:
 
         Raises ConfigurationError when the result does not fit together.
         """
+        self.put(service, with_section(self.policy_of(service), **sections))
+
+    def put(self, service: str, policy: ServicePolicy) -> None:
+        """Replace the whole policy of `service`; the default one is what it had before anything was changed."""
         before = self.policy_of(service)
-        after = with_section(before, **sections)
-        if not self._enabled:
-            after = _pass_through(after)
-        self._policies[service] = after
-        self._compiled[service] = CallPolicy.compile(after)
+        after = policy if self._enabled else _pass_through(policy)
+        compiled = CallPolicy.compile(after)
+        if policy is self._default:  # names that come and go must leave nothing
+            self._policies.pop(service, None)
+            self._compiled.pop(service, None)
+        else:
+            self._policies[service], self._compiled[service] = after, compiled
         for listener in self._listeners:
             listener(service, before, after)
 

@@ -125,5 +125,5 @@ class Listener(Frozen):
         return port
 
 
-FIXED = tuple(Listener.model_fields)
-"""Settings that a running gateway keeps, whatever its file says: they belong to sockets and processes."""
+FIXED = (*Listener.model_fields, "enable_metrics")
+"""Settings that a running gateway keeps, whatever its file says: they belong to sockets, processes and registries."""
