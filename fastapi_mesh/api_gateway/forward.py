@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -22,17 +21,15 @@ from fastapi_mesh.api_gateway.client import Client
 from fastapi_mesh.api_gateway.exchange import Exchange
 from fastapi_mesh.api_gateway.headers import NO_BODY, RequestNames, read_request
 from fastapi_mesh.api_gateway.observe import UNMATCHED
-from fastapi_mesh.api_gateway.problems import refuse, reject
 from fastapi_mesh.api_gateway.request_id import accept
 from fastapi_mesh.api_gateway.table import Refusal
-from fastapi_mesh.api_gateway.target import strip, target_of
-from fastapi_mesh.core.context import current_inbound, generate_request_id
+from fastapi_mesh.api_gateway.target import strip
 from fastapi_mesh.exceptions import ClientDisconnectedError, InvalidRequestError, MeshError
 
 if TYPE_CHECKING:
     from fastapi_mesh.api_gateway.client import Watch
+    from fastapi_mesh.api_gateway.early import EarlyAnswers
     from fastapi_mesh.api_gateway.forwarded import Forwarding
-    from fastapi_mesh.api_gateway.observe import Meter
     from fastapi_mesh.api_gateway.routes import Route
     from fastapi_mesh.api_gateway.target import Place
     from fastapi_mesh.core.instance import Message, Receive, Send
@@ -62,27 +59,27 @@ class Forward:
 
     __slots__ = (
         "_counts",
+        "_early",
+        "_ending",
         "_forwarding",
-        "_life",
         "_mesh",
-        "_meter",
         "_names",
         "_running",
         "_unsubscribe",
         "_watch",
     )
 
-    def __init__(self, mesh: ServiceMesh, *, forwarding: Forwarding, watch: Watch, meter: Meter | None) -> None:
+    def __init__(self, mesh: ServiceMesh, *, forwarding: Forwarding, watch: Watch, early: EarlyAnswers) -> None:
         self._mesh = mesh
         self._forwarding = forwarding
         self._watch = watch
-        self._meter = meter
+        self._early = early
         self._names = RequestNames()
         self._counts = {"requests": 0, "refused": 0, "disconnected": 0, "truncated": 0, "ended": 0}
         self._running: dict[Client, Response] = {}
         """Answers whose body is on its way."""
-        self._life = mesh.life
-        self._unsubscribe = mesh.life.on_end_streams(self._end_streams)
+        self._ending = mesh.life.ending
+        self._unsubscribe = mesh.life.on_end_streams(self.end_streams)
 
     def statistics(self) -> dict[str, int]:
         """Requests so far, of them refused before any layer, left by their client, cut short by their service, and
@@ -134,9 +131,8 @@ class Forward:
         """The request as the service will get it. Raises InvalidRequestError."""
         path, prefix = place.path, place.prefix
         if route.strip:
-            cut, path = strip(path, route.strip)
-            prefix += cut
-        target = target_of(path, scope["query_string"])
+            prefix += strip(path, route.strip)[0]
+        target = route.target(path, scope["query_string"])
         head = read_request(scope["headers"], scope["http_version"], self._names, place.authority)
         origin = self._forwarding.append(head, scope, prefix)
         policy = route.policy
@@ -147,6 +143,7 @@ class Forward:
             body = client
             client.length = head.length
             client.expects_continue = head.expects_continue
+            client.offers_upgrade = head.offers_upgrade
             if not is_buffered(client) and route.streaming is not None:
                 policy = route.streaming
                 client.pause = policy.idle_timeout
@@ -156,16 +153,8 @@ class Forward:
         return Exchange(place, scope, head, origin, target, body, context)
 
     def _refuse(self, scope: Message, path: str, why: Refusal | InvalidRequestError) -> Response:
-        """Answer before any layer: there is no request that they could be given."""
-        started = time.monotonic()
         self._counts["refused"] += 1
-        inbound = current_inbound.get()
-        trace_id = inbound.request_id if inbound is not None and inbound.request_id else generate_request_id()
-        response = refuse(why, trace_id) if isinstance(why, Refusal) else reject(why, trace_id)
-        if self._meter is not None:
-            self._meter.request(scope["method"].encode(), path, response.status, time.monotonic() - started)
-            self._meter.local(path, why.reason)
-        return response
+        return self._early.refuse(scope, path, why)
 
     async def _deliver(self, scope: Message, send: Send, client: Client, response: Response) -> None:
         await send({"type": "http.response.start", "status": response.status, "headers": response.headers})
@@ -173,7 +162,7 @@ class Forward:
         if complete or scope["method"] == "HEAD":
             await send({"type": "http.response.body", "body": b""})
             return
-        if self._life.ending and _is_endless(response):
+        if self._ending and _is_endless(response):
             await self._end(send, response)
             return
         running = self._running
@@ -193,7 +182,9 @@ class Forward:
                 return
             await send({"type": "http.response.body", "body": data, "more_body": True})
 
-    def _end_streams(self) -> None:
+    def end_streams(self) -> None:
+        """Give event streams a proper end, also those that begin from now on."""
+        self._ending = True
         for client, response in list(self._running.items()):
             if _is_endless(response):
                 del self._running[client]

@@ -7,15 +7,22 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from fastapi_mesh.api_gateway import server, standalone
+from fastapi_mesh.api_gateway.auth.plan import checked_providers
+from fastapi_mesh.api_gateway.cache.door import GatewayCache
+from fastapi_mesh.api_gateway.cors import preflight_route
 from fastapi_mesh.api_gateway.extensions import Extensions
 from fastapi_mesh.api_gateway.life import Life, mesh_of
+from fastapi_mesh.api_gateway.ratelimit.configure import rate_limit_changes
 from fastapi_mesh.api_gateway.reload import Reloads, Settings
 from fastapi_mesh.api_gateway.router import GatewayRouter
 from fastapi_mesh.api_gateway.routes import new_table
 from fastapi_mesh.api_gateway.target import locate
+from fastapi_mesh.api_gateway.transform.steps import new_pair
 from fastapi_mesh.config.compat import changed_routes, routes_from_description, services_from_description
 from fastapi_mesh.config.later import missing_attribute
 from fastapi_mesh.config.load import load_gateway_config
@@ -27,8 +34,11 @@ if TYPE_CHECKING:
 
     import uvicorn
 
+    from fastapi_mesh.api_gateway.auth.base import AuthProvider
+    from fastapi_mesh.api_gateway.ratelimit.keys import CostFunction, KeyFunction
     from fastapi_mesh.api_gateway.reload import Reload
     from fastapi_mesh.api_gateway.target import Place
+    from fastapi_mesh.config.edge.limits import RateLimitPolicy
     from fastapi_mesh.config.gateway import GatewayConfig, RouteConfig
     from fastapi_mesh.config.layers import SettingsLayer
     from fastapi_mesh.configstore.base import ConfigStore
@@ -101,7 +111,7 @@ class APIGateway:
         settings = Settings(lambda: self.config, lambda: self._code, self._load_all, self._take)
         self._reloads = Reloads(settings, config_file, env=config is None)
         self.config = self._load(self._code)
-        self._table = new_table(self.config.routes)
+        self._table = new_table(self.config.routes, self.config)
         self._extensions = Extensions()
         self._prefix = self.config.prefix.encode()
         self._given_mesh = service_mesh
@@ -109,6 +119,7 @@ class APIGateway:
         self._life: Life | None = None
         self._lock: asyncio.Lock | None = None
         self._server: uvicorn.Server | None = None
+        self.cache = GatewayCache(lambda: None if self._life is None else self._life.cache)
         self.router = GatewayRouter(self)
 
     if not TYPE_CHECKING:  # to a type checker a method that isn't there must stay an error
@@ -151,6 +162,48 @@ class APIGateway:
         """Add or replace services: `{"user-service": {"instances": [...], "load_balancing": "least_connections"}}`."""
         self._change({**self._code, "services": {**self.config.services, **services_from_description(services)}})
 
+    def configure_rate_limits(
+        self,
+        default: str | Mapping[str, object] | RateLimitPolicy | None = None,
+        *,
+        by_ip: str | Mapping[str, object] | RateLimitPolicy | None = None,
+        keys: Mapping[str, KeyFunction] | None = None,
+        costs: Mapping[str, CostFunction] | None = None,
+        **rate_limiting: object,
+    ) -> None:
+        """Limit what clients may ask for: `default` on all routes together, `by_ip` before authentication.
+
+        `keys` and `costs` are functions (also asynchronous) of a request, which limits name as "function:NAME".
+        `rate_limiting` are settings of RateLimitingConfig: `storage`, `strategy`, `on_failure`... What isn't given
+        stays; counts do too, unless the storage changed.
+        """
+        code, functions = rate_limit_changes(self._code, self._extensions, default, by_ip, keys, costs, rate_limiting)
+        self._change(code, functions)
+
+    def add_transformers(
+        self,
+        request_transformer: object = None,
+        response_transformer: object = None,
+        *,
+        routes: Iterable[str] | None = None,
+    ) -> None:
+        """Let code of yours change requests and answers: objects with `transform_request(request)` and
+        `transform_response(response)`, or functions, async or not, for all routes or those with the paths in `routes`.
+
+        Those added first see requests first and answers last. See `api_gateway.transform` for what they get. Raises
+        ConfigurationError for what can't be called.
+        """
+        pair = new_pair(request_transformer, response_transformer, routes)
+        more = replace(self._extensions, transformers=(*self._extensions.transformers, pair))
+        self._change(self._code, more)
+
+    def configure_auth(self, providers: Iterable[AuthProvider]) -> None:
+        """Replace what checks credentials: JWTAuthProvider, OAuth2AuthProvider, APIKeyAuthProvider, or your own.
+
+        They are asked in order, before those of the settings; routes ask for them with `auth_required` or `auth`.
+        """
+        self._change(self._code, replace(self._extensions, auth_providers=checked_providers(providers)))
+
     def _change(self, code: Mapping[str, object], extensions: Extensions | None = None) -> None:
         """Make changed settings count: all of them, or none where something is wrong with any."""
         self._take(self._load(code), extensions)
@@ -158,7 +211,7 @@ class APIGateway:
 
     def _take(self, config: GatewayConfig, extensions: Extensions | None = None) -> None:
         extensions = self._extensions if extensions is None else extensions
-        table = self._table if config.routes == self.config.routes else new_table(config.routes)
+        table = self._table if config == self.config else new_table(config.routes, config)
         if self._life is not None:
             self._life.take(config, table.routes, extensions)
         self.config, self._table, self._extensions = config, table, extensions
@@ -189,10 +242,14 @@ class APIGateway:
     # Requests
 
     def find(self, scope: Message) -> Place | None:
-        """Where an HTTP request points in this gateway; None when it is not one of its paths."""
+        """Where a request or a WebSocket points in this gateway; None when it is not one of its paths."""
         place = locate(scope, self._prefix)
         if place is not None:
-            place.route = self._table.find(place.path, scope["method"])
+            method = scope.get("method", "GET")  # a WebSocket's scope has none, and its handshake is a GET
+            place.route = self._table.find(place.path, method, scope, place.authority)
+            if method == "OPTIONS":
+                found = preflight_route(scope, self.config.cors, partial(self._table.find, place.path, scope=scope))
+                place.route = found or place.route
             if place.route is not None:
                 return place
         return None
@@ -200,7 +257,7 @@ class APIGateway:
     async def answer(self, scope: Message, receive: Receive, send: Send, place: Place) -> None:
         """Answer what `find` found."""
         life = self._life or await self.open_in(scope)
-        await life.forward(scope, receive, send, place)
+        await (life.websockets if scope["type"] == "websocket" else life.forward)(scope, receive, send, place)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """The gateway as an ASGI application: `/health`, `/metrics`, then the routes, else 404."""
@@ -278,6 +335,8 @@ class APIGateway:
             self._server = None
 
     async def stop(self) -> None:
-        """Let `start` finish the requests under way and return."""
+        """Let `start` finish the requests under way and return; event streams and WebSockets are ended."""
         if self._server is not None:
+            if self._life is not None:
+                self._life.end_streams()
             self._server.should_exit = True

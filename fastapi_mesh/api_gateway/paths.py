@@ -25,7 +25,7 @@ MAX_AMBIGUOUS_LENGTH = 2048
 """Longest path, in bytes, whose other readings are worked out; a longer one that has any is refused."""
 
 
-_DOTS = (b".", b"..")
+DOTS = (b".", b"..")
 
 
 def is_usual(path: bytes) -> bool:
@@ -48,7 +48,7 @@ def split(path: bytes) -> Segments:
 def has_one_reading(segments: Segments) -> bool:
     """Whether `readings` would find nothing but these segments."""
     return not any(
-        b"/" in each or b"\\" in each or b";" in each or each in _DOTS or (not each and index < len(segments) - 1)
+        b"/" in each or b"\\" in each or b";" in each or each in DOTS or (not each and index < len(segments) - 1)
         for index, each in enumerate(segments)
     )
 
@@ -63,6 +63,32 @@ def readings(segments: Segments) -> set[Segments]:
     for rewrite in _REWRITES:
         known |= {rewrite(each) for each in known}
     return known
+
+
+def climbs(segments: Segments) -> bool:
+    """Whether under any reading `..` leads above the root, which some servers refuse and others ignore.
+
+    >>> climbs((b"a", b"..", b"..", b"b")), climbs((b"a", b"..", b"b"))
+    (True, False)
+    """
+    if not any(b".." in segment for segment in segments):
+        return False
+    known = {segments}
+    for rewrite in _REWRITES[:-1]:
+        known |= {rewrite(each) for each in known}
+    return any(_depth(each) < 0 for each in known)
+
+
+def _depth(segments: Segments) -> int:
+    """The lowest depth on the way down these segments; negative is above the root."""
+    depth = lowest = 0
+    for segment in segments:
+        if segment == b"..":
+            depth -= 1
+            lowest = min(lowest, depth)
+        elif segment != b".":
+            depth += 1
+    return lowest
 
 
 def _cut_at(separator: bytes) -> Callable[[Segments], Segments]:
@@ -89,7 +115,7 @@ def _remove_dots(segments: Segments) -> Segments:
                 kept.pop()
         elif segment != b".":
             kept.append(segment)
-    if segments[-1] in _DOTS:
+    if segments[-1] in DOTS:
         kept.append(b"")
     return tuple(kept)
 

@@ -89,7 +89,9 @@ def refused(error: GatewayRefusalError, service: str | None, trace_id: str) -> R
 
 
 def refuse(refusal: Refusal, trace_id: str) -> Response:
-    """The answer for a path of ours that leads nowhere."""
+    """The answer for a path of ours that leads nowhere, or for an OPTIONS that nobody else answers."""
+    if refusal.status == 204:
+        return _response(204, [(b"allow", ", ".join(refusal.allow).encode())], b"", trace_id)
     status, headers, body = document(refusal.status, refusal.reason, refusal.detail, trace_id=trace_id)
     if refusal.allow:
         headers.append((b"allow", ", ".join(refusal.allow).encode()))
@@ -113,7 +115,7 @@ def internal(service: str | None, trace_id: str) -> Response:
 def _response(status: int, headers: list[Header], body: bytes, trace_id: str) -> Response:
     if trace_id:
         headers.append((REQUEST_ID, trace_id.encode()))
-    if status in (400, 408):
+    if status in (400, 408, 431):
         # What follows on this connection may be part of what could not be understood.
         headers.append(_CLOSE)
     return Response.of(status, headers, body)

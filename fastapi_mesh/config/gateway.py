@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from fastapi_mesh.config.edge.auth import AuthConfig, UpstreamTokenConfig
+from fastapi_mesh.config.edge.cache import CacheConfig, CacheTtl
 from fastapi_mesh.config.edge.cors import CorsConfig
+from fastapi_mesh.config.edge.limits import RateLimitingConfig, RateLimitSetting
 from fastapi_mesh.config.edge.listener import Listener
+from fastapi_mesh.config.edge.routing import HostPolicy, MaxBody
+from fastapi_mesh.config.edge.websocket import WebSocketPolicy
+from fastapi_mesh.config.edge.transform import TransformConfig
 from fastapi_mesh.config.fields import (
     Factor,
     Frozen,
@@ -15,6 +21,7 @@ from fastapi_mesh.config.fields import (
     Network,
     NotBool,
     OneOrMany,
+    Port,
     Problems,
     Seconds,
     ServiceName,
@@ -35,7 +42,7 @@ from fastapi_mesh.config.policies import (
     TimeoutPolicy,
     attempt_misfit,
 )
-from fastapi_mesh.config.routes import RouteConfig, Routes, check_routes, route_path
+from fastapi_mesh.config.routes import DynamicRoutes, RouteConfig, Routes, check_routes, route_path
 
 if TYPE_CHECKING:
     from pydantic import GetJsonSchemaHandler
@@ -70,6 +77,9 @@ class GatewayServiceConfig(Frozen):
     bulkhead: BulkheadPolicy | None = Field(default=None, description="Calls in flight; None: no limit.")
     outlier: OutlierPolicy | None = Field(
         default=OutlierPolicy(), description="Leaving out an instance that fails; None: never."
+    )
+    upstream_token: UpstreamTokenConfig | None = Field(
+        default=None, description="A token of the gateway's own that it gets; None: none."
     )
     health_check: LaterOption = later("health_check")
     health_check_interval: LaterOption = later("health_check_interval")
@@ -123,15 +133,53 @@ class GatewayConfig(Listener):
         default={}, description="Service to its addresses and what differs for it; one URL or a list is enough."
     )
     routes: Routes = Field(default=(), description="Which requests go to which service.")
+    websocket: WebSocketPolicy = Field(
+        default=WebSocketPolicy(), description="WebSockets of all routes; false: none, unless a route says otherwise."
+    )
     cors: CorsConfig | None = Field(default=None, description="What pages of other origins may do; None: nothing.")
+    transform: TransformConfig = Field(default=TransformConfig(), description="What transformers may cost.")
+    auth: AuthConfig = Field(default=AuthConfig(), description="Who may use the gateway.")
+    cache_ttl: CacheTtl | None = Field(
+        default=None, description="Seconds, as a route's `cache_ttl`, for all routes that don't say otherwise."
+    )
+    cache: CacheConfig = Field(
+        default=CacheConfig(), description="The shared cache: its store, and the rules of all routes that use it."
+    )
     access_log: LaterOption = later("access_log")
     error_log: LaterOption = later("error_log")
     log_level: LaterOption = later("log_level")
-    dynamic_routing: LaterOption = later("dynamic_routing")
-    route_prefix: LaterOption = later("route_prefix")
-    rate_limit: LaterOption = later("rate_limit")
+    dynamic_routing: bool = Field(
+        default=False, description="Make a route '<route_prefix>/<service>/*' for each service that discovery knows."
+    )
+    route_prefix: str = Field(default="", description="What is before the service in a dynamic route, like '/api/v1'.")
+    dynamic_routes: DynamicRoutes = Field(
+        default=DynamicRoutes(), description="What a route can be told, for all dynamic routes."
+    )
+    require_https: bool = Field(
+        default=False, description="Refuse plain HTTP on all routes that don't say otherwise; see `https_port`."
+    )
+    https_port: Port = Field(default=443, description="The port that a redirect to HTTPS names.")
+    max_body: MaxBody | None = Field(
+        default=None, description="Bytes of a request body, on routes that don't say otherwise; None: any."
+    )
+    preserve_host: HostPolicy = Field(
+        default=True,
+        description="The Host that services see. true: the client's; false: their instance's own; or a name.",
+    )
+    rate_limit: RateLimitSetting = Field(
+        default=None,
+        description="How much a client may ask of all routes together, like '1000/hour', besides the routes' own "
+        "limits; None: no limit.",
+    )
+    ip_rate_limit: RateLimitSetting = Field(
+        default=None,
+        description="How much may come from one address, checked before authentication; its key is 'ip' unless set.",
+    )
+    rate_limiting: RateLimitingConfig = Field(
+        default=RateLimitingConfig(), description="What all rate limits have in common: their storage and strategy."
+    )
 
-    @field_validator("prefix")
+    @field_validator("prefix", "route_prefix")
     @classmethod
     def _prefix_is_a_path(cls, prefix: str) -> str:
         trimmed = prefix.rstrip("/")
@@ -160,6 +208,18 @@ class GatewayConfig(Listener):
         ]:
             raise Problems(problems)
         return services
+
+    @model_validator(mode="after")
+    def _routes_fit(self) -> Self:
+        """What a route says of timeouts and retries, over what its service has."""
+        problems: list[tuple[tuple[str | int, ...], str]] = []
+        for index, route in enumerate(self.routes):
+            if route.overrides:
+                base = self.policy_of(route.service)
+                problems += [(("routes", index, *place), text) for place, text in misfits(base, route.policy())]
+        if problems:
+            raise Problems(problems)
+        return self
 
     def policy_of(self, service: str) -> ServicePolicy:
         """The effective policy of `service`: what is set for it over the gateway's own timeouts and retries."""

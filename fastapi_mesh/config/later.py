@@ -21,10 +21,6 @@ VERSION = "0.1"
 
 LATER: dict[str, str] = {
     # routes of a gateway
-    "auth_required": "authentication is",
-    "rate_limit": "rate limits are",
-    "cache_ttl": "caching is",
-    "require_https": "requiring HTTPS is",
     # services behind a gateway, balancing
     "health_check": "active health checks are",
     "health_check_interval": "active health checks are",
@@ -35,8 +31,6 @@ LATER: dict[str, str] = {
     "access_log": "the access log is",
     "error_log": "the error log is",
     "log_level": "a log level of its own is",
-    "dynamic_routing": "making routes from discovered services is",
-    "route_prefix": "making routes from discovered services is",
     # identity
     "enable_mtls": "mutual TLS is",
     "cert_path": "mutual TLS is",
@@ -55,8 +49,6 @@ LATER: dict[str, str] = {
 LATER_METHODS: dict[str, str] = {
     # of a gateway
     "add_middleware": "gateway middleware is",
-    "add_transformers": "transformers are",
-    "configure_auth": "authentication is",
     "configure_circuit_breakers": "configuring a gateway's circuit breakers is",
     "health_check": "health checks of a gateway's own are",
     # of a mesh

@@ -3,13 +3,35 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from fastapi_mesh.config.edge.auth import RouteAuthConfig, UpstreamTokenConfig
+from fastapi_mesh.config.edge.conflicts import duplicate_routes
+from fastapi_mesh.config.edge.cache import CacheTtl, RouteCache
+from fastapi_mesh.config.edge.cors import CorsConfig
+from fastapi_mesh.config.edge.limits import RateLimitSetting
+from fastapi_mesh.config.edge.routing import (
+    REQUEST_ID,
+    REST,
+    HeaderMatches,
+    HostPatterns,
+    HostPolicy,
+    MaxBody,
+    Priority,
+    QueryMatches,
+    RequestHeaders,
+    ResponseHeaders,
+    Rewrite,
+    placeholders,
+)
 from fastapi_mesh.config.edge.traffic import CanaryRules, FaultPolicy, MirrorPolicy, SplitPolicy
+from fastapi_mesh.config.edge.websocket import WebSocketPolicy
+from fastapi_mesh.config.edge.transform import TransformConfig
 from fastapi_mesh.config.fields import Frozen, Problems, ServiceName, Token, shown
 from fastapi_mesh.config.later import LaterOption, later
+from fastapi_mesh.config.policies import BreakerPolicy, BulkheadPolicy, RetryPolicy, ServicePolicy, TimeoutPolicy
 from fastapi_mesh.config.problems import line, suggestion
 
 if TYPE_CHECKING:
@@ -38,11 +60,6 @@ def route_path(value: str) -> str:
     return value
 
 
-def _shape(path: str) -> str:
-    """Paths that match the same requests have the same shape."""
-    return _PARAMETER.sub("{}", path)
-
-
 def _methods(value: object) -> object:
     if not isinstance(value, (list, tuple, set, frozenset)):
         return value
@@ -69,12 +86,55 @@ class RoutePlace(Frozen):
     service: ServiceName = Field(description="The service that answers.")
 
 
+_SECTIONS = frozenset({"timeouts", "retry", "circuit_breaker", "bulkhead"})
+
+
 class RouteSettings(Frozen):
     """What can be said of a route besides its path and service; also of all dynamic routes together."""
 
     methods: Methods | None = Field(default=None, description="HTTP methods of this route; None: all.")
+    name: str | None = Field(default=None, min_length=1, description="What problems and logs call this route.")
+    host: HostPatterns = Field(
+        default=(), description="Hosts that are asked for: names, or '*.example.com' for all below; empty: any."
+    )
+    headers: HeaderMatches = Field(
+        default={}, description="Headers to a value, true (there is one), false (there is none) or a table."
+    )
+    query: QueryMatches = Field(default={}, description="Query parameters, likewise.")
+    priority: Priority = Field(
+        default=0, description="Of routes with the same path, the one with the higher priority is asked first."
+    )
     strip_prefix: bool = Field(
         default=False, description="Take what stands before '*' off the path before it is sent on."
+    )
+    rewrite: Rewrite | None = Field(
+        default=None,
+        description="The path that is sent on, like '/v2/users/{id}'; '/v2/*' ends in what '*' stands for.",
+    )
+    preserve_host: HostPolicy | None = Field(
+        default=None,
+        description="The Host that the service sees. true: the client's; false: its instance's own; or a name; "
+        "None: what the gateway says.",
+    )
+    request_headers: RequestHeaders = Field(
+        default=RequestHeaders(), description="Changes of the headers that the service gets."
+    )
+    response_headers: ResponseHeaders = Field(
+        default=ResponseHeaders(), description="Changes of the headers of the service's answers."
+    )
+    max_body: MaxBody | None = Field(
+        default=None, description="Bytes of a request body; more are refused. Not set: the gateway's; None: any."
+    )
+    timeouts: TimeoutPolicy = Field(default=TimeoutPolicy(), description="What differs from the service's timeouts.")
+    retry: RetryPolicy | None = Field(
+        default=RetryPolicy(),
+        description="What differs from the service's retries, with a budget of its own; None: never.",
+    )
+    circuit_breaker: BreakerPolicy | None = Field(
+        default=BreakerPolicy(), description="What differs from the service's, as a circuit of its own; None: none."
+    )
+    bulkhead: BulkheadPolicy | None = Field(
+        default=None, description="Calls in flight of this route alone; None, where set: no limit."
     )
     split: SplitPolicy | None = Field(
         default=None, description="Weighted shares of several services; None: `service` gets everything."
@@ -82,33 +142,107 @@ class RouteSettings(Frozen):
     canary: CanaryRules = Field(default=(), description="Requests with certain headers or cookies go elsewhere.")
     mirror: MirrorPolicy | None = Field(default=None, description="Copies of requests to another service; None: none.")
     fault: FaultPolicy | None = Field(default=None, description="Faults planted on purpose; None: none.")
-    auth_required: LaterOption = later("auth_required")
-    rate_limit: LaterOption = later("rate_limit")
-    cache_ttl: LaterOption = later("cache_ttl")
-    require_https: LaterOption = later("require_https")
+    websocket: WebSocketPolicy | None = Field(
+        default=None, description="WebSockets of this route, over the gateway's `websocket`; false: none."
+    )
+    cors: CorsConfig | Literal[False] | None = Field(
+        default=None,
+        description="What pages of other origins may do here; None: what the gateway says; false: nothing.",
+    )
+    transform: TransformConfig | None = Field(
+        default=None, description="What transformers may cost here; None: what the gateway says."
+    )
+    auth_required: bool | None = Field(
+        default=None, description="Whether only authenticated clients may use it; None: if it has `auth`, else as the gateway."
+    )
+    auth: RouteAuthConfig | None = Field(
+        default=None, description="Which providers count, and which scopes and roles a client must have."
+    )
+    upstream_token: UpstreamTokenConfig | None = Field(
+        default=None, description="A token of the gateway's own that the service gets; None: as the service has."
+    )
+    rate_limit: RateLimitSetting = Field(
+        default=None, description="How much a client may ask for in which time, like '100/minute'; None: no limit."
+    )
+    default_rate_limit: bool = Field(default=True, description="Whether the gateway's `rate_limit` applies here too.")
+    cache_ttl: CacheTtl | None = Field(
+        default=None,
+        description="Seconds for which answers are cached where the service says nothing about it; 0: no caching.",
+    )
+    cache: RouteCache | None = Field(
+        default=None,
+        description="What differs from the gateway's `cache`; true: cache what the service allows; false: no caching.",
+    )
+    require_https: bool | None = Field(
+        default=None, description="Refuse plain HTTP: GET and HEAD are redirected (308); None: what the gateway says."
+    )
+
+    @model_validator(mode="after")
+    def _one_way_to_change_a_path(self) -> Self:
+        if self.strip_prefix and self.rewrite is not None:
+            raise ValueError("strip_prefix and rewrite exclude each other; a rewrite '/*' is what strip_prefix does")
+        return self
+
+    @property
+    def overrides(self) -> frozenset[str]:
+        """The sections of the service's policy that differ here."""
+        return _SECTIONS & self.model_fields_set
+
+    def policy(self) -> ServicePolicy:
+        """What is set here, and nothing else, as a policy to lay over the service's (`overlay`)."""
+        return ServicePolicy.model_validate({name: getattr(self, name) for name in self.overrides})
 
 
 class RouteConfig(RouteSettings, RoutePlace):
-    """A route: requests whose path and method match go to `service`."""
+    """A route: requests whose path and method match, and all of whose conditions hold, go to `service`."""
+
+    @property
+    def label(self) -> str:
+        """What problems call this route."""
+        return self.name or self.path
+
+    @model_validator(mode="after")
+    def _templates_fit_the_path(self) -> Self:
+        parameters = _PARAMETER.findall(self.path)
+        tail = self.path.endswith("/*")
+        problems: list[tuple[tuple[str | int, ...], str]] = []
+        if self.rewrite is not None:
+            known = [*parameters, *([REST] if tail else [])]
+            problems += _unknown_names("rewrite", placeholders(self.rewrite), known)
+            if self.rewrite.endswith("/*") and not tail:
+                problems.append((("rewrite",), f"{self.rewrite!r} ends in '*', and the path {self.path!r} does not"))
+        for field, operations in (
+            ("request_headers", self.request_headers),
+            ("response_headers", self.response_headers),
+        ):
+            problems += _unknown_names(field, operations.names_used(), [*parameters, REQUEST_ID])
+        if problems:
+            raise Problems(problems)
+        return self
 
 
-def duplicate_routes(routes: tuple[RouteConfig, ...]) -> list[tuple[tuple[str | int, ...], str]]:
-    """Routes that can't be told apart: the same path, and a method in common. (index,) and a text for each."""
-    seen: dict[str, list[tuple[int, RouteConfig]]] = {}
-    problems: list[tuple[tuple[str | int, ...], str]] = []
-    for index, route in enumerate(routes):
-        earlier = seen.setdefault(_shape(route.path), [])
-        for other_index, other in earlier:
-            if route.methods is None and other.methods is None:
-                shared = ["any method"]
-            else:
-                shared = [method for method in route.methods or () if method in (other.methods or ())]
-            if shared:
-                claimed = f"{route.path!r} with {', '.join(shared)} is already routes[{other_index}]"
-                problems.append(((index,), f"{claimed}; remove one or split methods"))
-                break
-        earlier.append((index, route))
-    return problems
+class DynamicRoutes(RouteSettings):
+    """What is said of all routes that are made from discovered services."""
+
+    @model_validator(mode="after")
+    def _nothing_of_one_route(self) -> Self:
+        problems: list[tuple[tuple[str | int, ...], str]] = [
+            ((name,), "belongs to one route; the prefix of a dynamic route is always taken off")
+            for name in ("name", "strip_prefix", "rewrite")
+            if getattr(self, name)
+        ]
+        if problems:
+            raise Problems(problems)
+        return self
+
+
+def _unknown_names(field: str, used: Iterable[str], known: list[str]) -> list[tuple[tuple[str | int, ...], str]]:
+    there = ", ".join(f"{{{each}}}" for each in known) or "none"
+    return [
+        ((field,), f"'{{{name}}}' is not known here{suggestion(name, known) or f'; known are: {there}'}")
+        for name in dict.fromkeys(used)
+        if name not in known
+    ]
 
 
 def _no_duplicates(routes: tuple[RouteConfig, ...]) -> tuple[RouteConfig, ...]:

@@ -131,7 +131,7 @@ def test_as_a_middleware_the_gateway_owns_its_paths_with_all_methods() -> None:
         response = client.post("/users/7")
 
     assert response.status_code == 405
-    assert response.headers["allow"] == "GET, HEAD"
+    assert response.headers["allow"] == "GET, HEAD, OPTIONS"
     assert response.json()["reason"] == "method-not-allowed"
 
 

@@ -71,10 +71,8 @@ def test_the_description_s_own_routes_are_refused_for_what_this_version_has_not(
     assert error.source == "configure_routes"
     assert error.problems == (
         "routes[0].auth_required: authentication is not part of this version (0.1)",
-        "routes[0].rate_limit: rate limits are not part of this version (0.1)",
         "routes[1].cache_ttl: caching is not part of this version (0.1)",
         "routes[2].methods: 'POST' is not a list - write ['POST']",
-        "routes[2].require_https: requiring HTTPS is not part of this version (0.1)",
     )
 
 
@@ -82,7 +80,8 @@ def test_routes_that_are_no_list_or_stand_in_each_other_s_way_are_refused() -> N
     same = [{"path": "/a", "service": "a"}, {"path": "/a", "service": "b"}]
 
     assert refused(lambda: routes_from_description(same)).problems == (
-        "routes[1]: '/a' with any method is already routes[0]; remove one or split methods",
+        "routes[1]: '/a' with any method is already routes[0], under the same conditions; "
+        "remove one, split methods or give one a priority",
     )
     assert refused(lambda: routes_from_description({"path": "/a"})).problems == ("routes: a table is not a list",)  # type: ignore[arg-type]  # the mistake
 
