@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from fastapi_mesh.api_gateway.ratelimit.keys import CostFunction, KeyFunction
 
 
 @dataclass(frozen=True, slots=True)
 class Extensions:
     """Immutable: a change makes a new one (`dataclasses.replace`), and an open gateway takes it whole."""
+
+    rate_limit_keys: Mapping[str, KeyFunction] = field(default_factory=lambda: MappingProxyType({}))
+    """By name: who a request is counted for."""
+    rate_limit_costs: Mapping[str, CostFunction] = field(default_factory=lambda: MappingProxyType({}))
+    """By name: how much a request counts."""

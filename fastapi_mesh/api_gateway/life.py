@@ -10,6 +10,7 @@ from fastapi_mesh.api_gateway.engines import Engines
 from fastapi_mesh.api_gateway.forward import Forward
 from fastapi_mesh.api_gateway.forwarded import Forwarding
 from fastapi_mesh.api_gateway.pipeline import Parts, compile_chain
+from fastapi_mesh.api_gateway.ratelimit.limits import rate_limits
 from fastapi_mesh.api_gateway.reserved import reserved_paths
 from fastapi_mesh.api_gateway.services import Services
 from fastapi_mesh.config.overlay import overlay
@@ -100,7 +101,8 @@ class Life:
         self, config: GatewayConfig, routes: Sequence[Route], extensions: Extensions
     ) -> list[tuple[Route, GatewayService]]:
         """Each route with its layers."""
-        parts = Parts(self._meter, _DROPPED, self._forwarding.via, self.mesh)
+        limits = rate_limits(config, routes, extensions, self._engines, self.mesh.supervisor, self._meter)
+        parts = Parts(self._meter, _DROPPED, self._forwarding.via, self.mesh, limits=limits)
         return [(route, compile_chain(self.mesh.stack, route, parts)) for route in routes]
 
     def _set_policies(self, route: Route) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from fastapi_mesh.api_gateway.exchange import GatewayService
     from fastapi_mesh.api_gateway.observe import Meter
+    from fastapi_mesh.api_gateway.ratelimit.limits import RateLimits
     from fastapi_mesh.api_gateway.routes import Route
     from fastapi_mesh.core.message import Header
     from fastapi_mesh.service_mesh.mesh import ServiceMesh
@@ -39,6 +40,7 @@ class Parts:
     dropped: frozenset[bytes]
     via: Header
     mesh: ServiceMesh
+    limits: RateLimits | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,21 +60,33 @@ MESH = "Mesh"
 ORDER: tuple[Row, ...] = (
     Row(
         "Problems",
-        outside=("Observe", "RequestId", "Split", "Fault", "Buffer", "Mirror", "Hop", MESH),
+        outside=("Observe", "RequestId", "IpRateLimit", "RateLimit", "Split", "Fault", "Buffer", "Mirror", "Hop", MESH),
         because="whatever fails further in, the client gets problem+json and nothing else",
         make=lambda inner, route, parts: Problems(inner),
     ),
     Row(
         "Observe",
-        outside=("RequestId", "Split", "Fault", "Buffer", "Mirror", "Hop", MESH),
+        outside=("RequestId", "IpRateLimit", "RateLimit", "Split", "Fault", "Buffer", "Mirror", "Hop", MESH),
         because="every answer and every refusal of a layer is counted, with the status the client sees",
         make=lambda inner, route, parts: None if parts.meter is None else Observe(inner, meter=parts.meter),
     ),
     Row(
         "RequestId",
-        outside=("Split", "Fault", "Buffer", "Mirror", "Hop", MESH),
+        outside=("IpRateLimit", "RateLimit", "Split", "Fault", "Buffer", "Mirror", "Hop", MESH),
         because="all layers that log, refuse or forward name the request by one id; it must not be taken for a hop's",
         make=lambda inner, route, parts: RequestId(inner),
+    ),
+    Row(
+        "IpRateLimit",
+        outside=("RateLimit", "Split", "Fault", "Buffer", "Mirror", "Hop", MESH),
+        because="trying out credentials costs something, so an address is counted before they are checked",
+        make=lambda inner, route, parts: None if parts.limits is None else parts.limits.ip_layer(inner, route),
+    ),
+    Row(
+        "RateLimit",
+        outside=("Split", "Fault", "Buffer", "Mirror", "Hop", MESH),
+        because="clients are counted by who they are; a cached answer counts too, and a refused request costs nothing",
+        make=lambda inner, route, parts: None if parts.limits is None else parts.limits.layer(inner, route),
     ),
     Row(
         "Split",

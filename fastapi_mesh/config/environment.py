@@ -11,7 +11,7 @@ import re
 from typing import TYPE_CHECKING
 
 from fastapi_mesh.config.gateway import GatewayConfig
-from fastapi_mesh.config.later import VERSION
+from fastapi_mesh.config.later import VERSION, is_off
 from fastapi_mesh.config.layers import SettingsLayer
 from fastapi_mesh.config.mesh import MeshConfig
 from fastapi_mesh.config.problems import free_keys_at, is_known, keys_at, kinds_at, suggestion
@@ -106,6 +106,8 @@ def _variables(
         elif value := _given(env, name):
             if model is GatewayConfig and len(location) == 2 and location[0] == "services" and value[0] != "{":
                 location = (*location, "instances")  # a service's URLs stand for its table
+            elif location[-1:] in (("rate_limit",), ("ip_rate_limit",)) and value[0] != "{" and not is_off(value):
+                location = (*location, "limit")  # a limit's text likewise
             try:
                 layer.put(location, _parsed(value, model, location), name)
             except ValueError as error:

@@ -28,7 +28,18 @@ REQUEST_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 class GatewayMetrics:
     """Counts the requests of one gateway. `path` is always a route's template, so its values are few."""
 
-    __slots__ = ("_bound", "_durations", "_local", "_mirrored", "_reload_ok", "_reloads", "_requests", "_websockets")
+    __slots__ = (
+        "_bound",
+        "_durations",
+        "_local",
+        "_mirrored",
+        "_rate_limit_failures",
+        "_rate_limited",
+        "_reload_ok",
+        "_reloads",
+        "_requests",
+        "_websockets",
+    )
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._bound: dict[tuple[str, str, int], tuple[Callable[[], None], Callable[[float], None]]] = {}
@@ -72,6 +83,18 @@ class GatewayMetrics:
                 multiprocess_mode="livemin",
             )
             self._reload_ok.set(1)
+            self._rate_limited = Counter(
+                "gateway_rate_limited_total",
+                "Requests refused by a rate limit, by route and by the name of the limit that was used up.",
+                ["path", "limit"],
+                registry=registry,
+            )
+            self._rate_limit_failures = Counter(
+                "gateway_rate_limit_failures_total",
+                "Requests that could not be counted in the shared storage, by what was done: open, closed or local.",
+                ["outcome"],
+                registry=registry,
+            )
         except ValueError as error:
             raise duplicate(error) from None
 
@@ -103,3 +126,11 @@ class GatewayMetrics:
     def websockets(self, path: str) -> WebSocketTally:
         """What counts the WebSockets of a route."""
         return self._websockets.of(path)
+
+    def rate_limited(self, path: str, limit: str) -> None:
+        """A request was refused because `limit` (its configured name) was used up."""
+        self._rate_limited.labels(path, limit).inc()
+
+    def rate_limit_failed(self, outcome: str) -> None:
+        """The storage of rate limits gave no answer; `outcome` is what was done: open, closed or local."""
+        self._rate_limit_failures.labels(outcome).inc()

@@ -212,7 +212,7 @@ def test_problems_of_yaml_have_lines(tmp_path: Path) -> None:
     file = write(
         tmp_path,
         "gateway.yaml",
-        "routes:\n  - path: /a\n    service: a\n    rate_limit: 100/minute\n  - {path: b}\nservices:\n"
+        "routes:\n  - path: /a\n    service: a\n    rate_limit: 100/min\n  - {path: b}\nservices:\n"
         "  a:\n    - http://a\n    - ftp://b\n",
     )
 
@@ -221,7 +221,7 @@ def test_problems_of_yaml_have_lines(tmp_path: Path) -> None:
             "services.a.instances[1] (line 9): 'ftp://b' is not an address like 'http://127.0.0.1:8000': "
             "its scheme is not one of http, https, h2, h2c"
         ),
-        "routes[0].rate_limit (line 4): rate limits are not part of this version (0.1)",
+        "routes[0].rate_limit (line 4): '100/min' is not a rate limit - did you mean '100/minute'?",
         "routes[1].path (line 5): 'b' does not start with '/'",
         "routes[1].service (line 5): is missing",
     ]

@@ -263,12 +263,17 @@ def test_service_mesh_enabled_takes_no_other_word() -> None:
 
 
 @pytest.mark.spec("S-320", "S-321", "S-323", "B44")
-def test_the_description_s_gateway_variables_are_read_and_its_rate_limit_is_refused() -> None:
+def test_the_description_s_gateway_variables_are_read_and_its_rate_limit_is_checked() -> None:
     config = load_gateway_config(env={"GATEWAY_HOST": "127.0.0.1", "GATEWAY_PORT": "9000"})
 
     assert (config.host, config.port) == ("127.0.0.1", 9000)
-    assert gateway_problems({"GATEWAY_RATE_LIMIT": "1000/hour"}) == [
-        "rate_limit (GATEWAY_RATE_LIMIT): rate limits are not part of this version (0.1)"
+    assert config.rate_limit is None
+    limited = load_gateway_config(env={"GATEWAY_RATE_LIMIT": "1000/hour"}).rate_limit
+    assert limited is not None
+    assert limited.limit == "1000/hour"
+    assert gateway_problems({"GATEWAY_RATE_LIMIT": "1000"}) == [
+        "rate_limit (GATEWAY_RATE_LIMIT): '1000' is not a rate limit - write it as '100/minute', or several as "
+        "'10/second;1000/hour'"
     ]
 
 

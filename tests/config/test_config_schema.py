@@ -64,12 +64,9 @@ def test_the_schema_knows_limits_short_forms_and_refused_options() -> None:
         "array",
     }
     assert {each.get("type") for each in service["anyOf"]} == {"string", "array", "object"}
-    assert route["properties"]["rate_limit"] == {
-        "default": None,
-        "description": "Not part of this version: rate limits. Refused unless off.",
-        "enum": [None, False],
-        "title": "Rate Limit",
-    }
+    limit = schema["$defs"]["RateLimitPolicy"]["anyOf"]
+    assert [each["type"] for each in limit] == ["string", "object"]
+    assert limit[1]["required"] == ["limit"]
 
 
 def test_refusals_name_the_version_of_the_project() -> None:
