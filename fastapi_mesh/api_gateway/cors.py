@@ -25,6 +25,9 @@ ASKED_METHOD = b"access-control-request-method"
 ASKED_HEADERS = b"access-control-request-headers"
 ASKED_NETWORK = b"access-control-request-private-network"
 
+PREFLIGHT = "fastapi_mesh.gateway.preflight"
+"""Key of the scope of a preflight that its route is to answer."""
+
 _ALLOW_ORIGIN = b"access-control-allow-origin"
 _PREFIX = b"access-control-"
 _ANYBODY: Header = (_ALLOW_ORIGIN, b"*")
@@ -33,9 +36,8 @@ _PREFLIGHT_VARY: Header = (
     b"vary",
     b"Origin, Access-Control-Request-Method, Access-Control-Request-Headers",
 )
-_SAFE_METHODS = frozenset({b"GET", b"HEAD", b"POST"})
 _SAFE_HEADERS = frozenset({b"accept", b"accept-language", b"content-language", b"content-type"})
-"""What every page may send (Fetch standard sections 2.2.1 and 2.2.2): no list has to name it."""
+"""What every page may send (Fetch standard section 2.2.2): no list has to name it."""
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 
 
@@ -105,7 +107,7 @@ class CorsRules:
         origin, method = said[ORIGIN], said[ASKED_METHOD]
         if not self.allows(origin):
             raise CorsOriginError("Pages of this origin may not call here.", headers=(_PREFLIGHT_VARY,))
-        if method not in _SAFE_METHODS and self._methods is not None and method not in self._methods:
+        if self._methods is not None and method not in self._methods:
             raise CorsMethodError("Pages may not use this method here.", headers=(_PREFLIGHT_VARY,))
         asked = [name.strip().lower() for name in said.get(ASKED_HEADERS, b"").split(b",") if name.strip()]
         if not all(name in self._headers or (self._any_header and _TOKEN.fullmatch(name)) for name in asked):
@@ -142,10 +144,9 @@ class Cors:
         self._rules = rules
 
     async def __call__(self, request: Exchange) -> Response:
-        received = request.scope["headers"]
         response = await self.inner(request)
-        if request.scope["method"] != "OPTIONS" or asked_method(received) is None:
-            response.headers = self._rules.mark(response.headers, origin_of(received))
+        if PREFLIGHT not in request.scope:
+            response.headers = self._rules.mark(response.headers, origin_of(request.scope["headers"]))
         return response
 
 
@@ -160,10 +161,8 @@ class Preflight:
         self._methods = methods
 
     async def __call__(self, request: Exchange) -> Response:
-        if request.scope["method"] == "OPTIONS":
-            received = request.scope["headers"]
-            if asked_method(received) is not None:
-                return Response.of(204, self._rules.preflight(received, self._methods), b"")
+        if PREFLIGHT in request.scope:
+            return Response.of(204, self._rules.preflight(request.scope["headers"], self._methods), b"")
         return await self.inner(request)
 
 
@@ -197,15 +196,20 @@ def preflight_route(
 ) -> Route | None:
     """The route that answers a preflight: the one of the method that it asks for, if CORS is on there.
 
-    `find` gives what the table has for a method. None for an OPTIONS request that is no preflight.
+    `find` gives what the table has for a method. None for an OPTIONS request that is no preflight, or is one for a
+    route without CORS: then it is a request like others.
     """
+    scope.pop(PREFLIGHT, None)
     asked = asked_method(scope["headers"])
     if asked is None:
         return None
     found = find(asked.decode("latin-1"))
     if found is None or isinstance(found, Refusal):
         return None
-    return found if (gateway if found.config.cors is None else found.config.cors) else None
+    if not (gateway if found.config.cors is None else found.config.cors):
+        return None
+    scope[PREFLIGHT] = True
+    return found
 
 
 def _joined(headers: Iterable[Header]) -> dict[bytes, bytes]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from fastapi_mesh.api_gateway.cors import origin_of
 from fastapi_mesh.api_gateway.problems import refuse, reject
 from fastapi_mesh.api_gateway.table import Refusal
-from fastapi_mesh.core.context import current_inbound, generate_request_id
+from fastapi_mesh.core.context import current_inbound, new_request_id
 
 if TYPE_CHECKING:
     from fastapi_mesh.api_gateway.cors import CorsRules
@@ -34,7 +34,7 @@ class EarlyAnswers:
         """The answer; `path` is the template of the route, where there is one."""
         started = time.monotonic()
         inbound = current_inbound.get()
-        trace_id = inbound.request_id if inbound is not None and inbound.request_id else generate_request_id()
+        trace_id = inbound.request_id if inbound is not None and inbound.request_id else new_request_id()
         response = refuse(why, trace_id) if isinstance(why, Refusal) else reject(why, trace_id)
         if self.cors is not None:
             response.headers = self.cors.mark(response.headers, origin_of(scope["headers"]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from fastapi_mesh.core.context import generate_request_id
+from fastapi_mesh.core.context import new_request_id
 
 if TYPE_CHECKING:
     from fastapi_mesh.api_gateway.exchange import Exchange, GatewayService
@@ -34,9 +34,11 @@ class RequestId:
     async def __call__(self, request: Exchange) -> Response:
         context = request.context
         if not context.request_id:
-            context.request_id = generate_request_id()
+            context.request_id = new_request_id()
         header = (REQUEST_ID, context.request_id.encode())
         request.headers.append(header)
         response = await self.inner(request)
+        if context.request_id.encode() != header[1]:  # a transformer gave it another one
+            header = (REQUEST_ID, context.request_id.encode())
         response.headers.append(header)
         return response

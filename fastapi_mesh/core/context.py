@@ -103,12 +103,25 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_source.seed)  # else the workers of one server would draw the same ids
 
 
-def generate_request_id() -> str:
+def new_request_id() -> str:
     """A new request id: a UUID version 7 (RFC 9562 section 5.7), so ids sort by time. Not for secrets.
 
-    >>> len(generate_request_id())
+    >>> len(new_request_id())
     36
     """
     drawn = _source.getrandbits(74)
     text = f"{int(time.time() * 1000):012x}7{drawn >> 62:03x}{0x8000000000000000 | (drawn & 0x3FFFFFFFFFFFFFFF):016x}"
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+current_request_id: ContextVar[str] = ContextVar("fastapi_mesh_request_id", default="")
+"""The id of the request that code of the user's is called for in a gateway, where there is no `current_inbound`."""
+
+
+def generate_request_id() -> str:
+    """The id of the request that is being answered, in a handler or a transformer; elsewhere a new one, a UUIDv7.
+
+    So `request.headers["X-Request-ID"] = generate_request_id()` keeps the id that the logs and traces have.
+    """
+    inbound = current_inbound.get()
+    return current_request_id.get() or (inbound.request_id if inbound is not None else "") or new_request_id()

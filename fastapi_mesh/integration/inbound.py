@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from fastapi_mesh.core.context import Inbound, generate_request_id
+from fastapi_mesh.core.context import Inbound, new_request_id
 from fastapi_mesh.observability.tracing import PROPAGATED
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def read_inbound(mesh: object, headers: Iterable[Header], now: float, *, trust_r
     return Inbound(
         mesh,
         deadline=None if timeout is None else now + timeout,
-        request_id=request_id or generate_request_id(),
+        request_id=request_id or new_request_id(),
         propagate=tuple(propagate),
     )
 
