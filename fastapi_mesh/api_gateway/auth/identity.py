@@ -1,0 +1,110 @@
+"""A layer that tells the service who the client is: in headers, or in a short-lived JWT for that service alone."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from fastapi_mesh.api_gateway.auth.compact import encode
+from fastapi_mesh.api_gateway.auth.jose import signer
+from fastapi_mesh.api_gateway.auth.reading import spellings
+from fastapi_mesh.api_gateway.auth.settings import secret_of
+from fastapi_mesh.exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fastapi_mesh.api_gateway.exchange import Exchange, GatewayService
+    from fastapi_mesh.api_gateway.principal import Principal
+    from fastapi_mesh.config.edge.auth import IdentityConfig
+    from fastapi_mesh.core.message import Header, Response
+
+SUBJECT, PROVIDER, SCOPES, ROLES = b"x-auth-subject", b"x-auth-provider", b"x-auth-scopes", b"x-auth-roles"
+_SAFE = "!#$&'()*+,-./:;<=>?@[]^_`{|}~"
+"""What needs no percent sign: all of printable ASCII but `"`, `%`, `\\` and space, and `,` in a list of roles."""
+_REMEMBERED = 4096
+
+
+def identity_names(config: IdentityConfig) -> frozenset[bytes]:
+    """Headers that no client may send, in each spelling."""
+    return spellings((SUBJECT, PROVIDER, SCOPES, ROLES, config.header.lower().encode()))
+
+
+def plain_headers(principal: Principal) -> list[Header]:
+    """Subject and provider, and scopes and roles where there are any; percent-encoded UTF-8 where not plain ASCII."""
+    headers = [
+        (SUBJECT, quote(principal.subject, safe=_SAFE).encode()),
+        (PROVIDER, principal.provider.encode()),
+    ]
+    if principal.scopes:
+        headers.append((SCOPES, " ".join(quote(each, safe=_SAFE) for each in sorted(principal.scopes)).encode()))
+    if principal.roles:
+        safe = _SAFE.replace(",", "")
+        headers.append((ROLES, ",".join(quote(each, safe=safe) for each in sorted(principal.roles)).encode()))
+    return headers
+
+
+class Signer:
+    """Makes the signed form. One JWT serves a principal and a service for the first half of its life."""
+
+    __slots__ = ("_config", "_header", "_known", "_name", "_sign", "_wall")
+
+    def __init__(self, config: IdentityConfig, wall: Callable[[], float]) -> None:
+        """Raises ConfigurationError when the key doesn't fit."""
+        self._config = config
+        self._wall = wall
+        self._name = config.header.lower().encode()
+        text = secret_of(config.key, config.key_file, "auth.identity.key_file") or ""
+        try:
+            self._sign = signer(text, config.algorithm)
+        except ValueError as error:
+            raise ConfigurationError(f"auth.identity.key: {error}") from None
+        header = {"alg": config.algorithm, "typ": "JWT"} | ({"kid": config.key_id} if config.key_id else {})
+        self._header = encode(json.dumps(header, separators=(",", ":")).encode())
+        self._known: OrderedDict[tuple[object, ...], tuple[bytes, float]] = OrderedDict()
+
+    def headers(self, principal: Principal, service: str) -> list[Header]:
+        """The header with the JWT."""
+        now = self._wall()
+        key = (principal.key, principal.scopes, principal.roles, service)
+        made = self._known.get(key)
+        if made is None or made[1] <= now:
+            made = (self._new(principal, service, now), now + self._config.ttl / 2)
+            self._known[key] = made
+            if len(self._known) > _REMEMBERED:
+                self._known.popitem(last=False)
+        return [(self._name, made[0])]
+
+    def _new(self, principal: Principal, service: str, now: float) -> bytes:
+        claims = {
+            "iss": self._config.issuer,
+            "aud": service,
+            "sub": principal.subject,
+            "provider": principal.provider,
+            "scope": " ".join(sorted(principal.scopes)),
+            "roles": sorted(principal.roles),
+            "iat": int(now),
+            "exp": int(now + self._config.ttl),
+        }
+        signed = f"{self._header}.{encode(json.dumps(claims, separators=(',', ':')).encode())}".encode()
+        return signed + b"." + encode(self._sign(signed)).encode()
+
+
+class Identity:
+    """Adds what the service learns of the client. It sits where the service is known, which a split decides."""
+
+    __slots__ = ("_signer", "inner")
+
+    def __init__(self, inner: GatewayService, signer: Signer | None) -> None:
+        self.inner = inner
+        self._signer = signer
+
+    async def __call__(self, request: Exchange) -> Response:
+        principal = request.principal
+        if principal is not None:
+            signer = self._signer
+            own = plain_headers(principal) if signer is None else signer.headers(principal, request.service)
+            request.headers = [*request.headers, *own]  # a new list: others may hold the old one, for a copy
+        return await self.inner(request)

@@ -1,0 +1,213 @@
+"""Layers that find out who a client is, and whether it may do this."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Protocol
+
+from fastapi_mesh.api_gateway.auth.base import CredentialError, ProviderUnavailableError, UnknownCredentialError
+from fastapi_mesh.api_gateway.auth.challenges import (
+    AmbiguousCredentialsError,
+    AuthenticationRequiredError,
+    AuthenticationUnavailableError,
+    InsufficientScopeError,
+    InvalidCredentialsError,
+    MissingRoleError,
+)
+from fastapi_mesh.api_gateway.auth.reading import DoubleCredentialError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fastapi_mesh.api_gateway.auth.base import Place, Verifier
+    from fastapi_mesh.api_gateway.auth.challenges import Challenges
+    from fastapi_mesh.api_gateway.auth.reading import Reader
+    from fastapi_mesh.api_gateway.exchange import Exchange, GatewayService
+    from fastapi_mesh.api_gateway.principal import Principal
+    from fastapi_mesh.core.message import Response
+
+logger = logging.getLogger("fastapi_mesh.gateway")
+
+NOBODY = "none"
+"""What metrics call the provider of a request that brought no credential."""
+
+
+class AuthMeter(Protocol):
+    """Where authentications are counted."""
+
+    def authentication(self, provider: str, result: str) -> None: ...
+
+
+class Entry:
+    """A provider as a route uses it."""
+
+    __slots__ = ("name", "places", "verifier")
+
+    def __init__(self, name: str, places: tuple[Place, ...], verifier: Verifier) -> None:
+        self.name = name
+        self.places = places
+        self.verifier = verifier
+
+
+class Authenticate:
+    """Sets `request.principal`, or refuses. Credentials are out of the request before any of them is looked at.
+
+    The first provider, in order, that finds a credential decides: a wrong one is a refusal, and not a reason to look
+    at others (`try_next` makes it one). Providers that read the same place are one in this: a token that one doesn't
+    know is shown to the next.
+    """
+
+    __slots__ = ("_challenges", "_entries", "_meter", "_optional", "_reader", "_try_next", "inner")
+
+    def __init__(
+        self,
+        inner: GatewayService,
+        entries: Sequence[Entry],
+        reader: Reader,
+        challenges: Challenges,
+        *,
+        optional: bool,
+        try_next: bool,
+        meter: AuthMeter | None,
+    ) -> None:
+        self.inner = inner
+        self._entries = tuple(entries)
+        self._reader = reader
+        self._challenges = challenges
+        self._optional = optional
+        self._try_next = try_next
+        self._meter = meter
+
+    async def __call__(self, request: Exchange) -> Response:
+        try:
+            found = self._reader.take(request)
+        except DoubleCredentialError:
+            raise self._ambiguous() from None
+        if found:
+            principal = self._known(found) or await self._check(found, request)
+            request.principal = principal
+            request.context.principal = principal.key
+        elif not self._optional:
+            self._count(NOBODY, "missing")
+            raise AuthenticationRequiredError(
+                "This needs authentication, and the request has no credential.", headers=self._challenges.missing
+            )
+        return await self.inner(request)
+
+    def _known(self, found: dict[Place, str]) -> Principal | None:
+        """The usual case, in which nobody has to wait: the first credential is one that was checked before."""
+        for entry in self._entries:
+            for place in entry.places:
+                credential = found.get(place)
+                if credential is not None:
+                    if len(found) > 1 and self._is_double(entry, found):
+                        raise self._ambiguous()
+                    principal = entry.verifier.known(credential)
+                    if principal is not None:
+                        self._count(entry.name, "accepted")
+                    return principal
+        return None
+
+    async def _check(self, found: dict[Place, str], request: Exchange) -> Principal:
+        first: Place | None = None
+        refused: tuple[Entry, CredentialError] | None = None
+        for entry in self._entries:
+            place = next((place for place in entry.places if place in found), None)
+            if place is None or not (first is None or place == first or self._try_next):
+                continue
+            if self._is_double(entry, found):
+                raise self._ambiguous()
+            first = first or place
+            try:
+                principal = entry.verifier.known(found[place]) or await entry.verifier.authenticate(found[place])
+            except UnknownCredentialError as error:
+                refused = refused or (entry, error)
+                logger.debug("%s: %s does not know this credential: %s", request.route.path, entry.name, error)
+            except CredentialError as error:
+                refused = (entry, error)
+                logger.debug("%s: %s refuses this credential: %s", request.route.path, entry.name, error)
+                if not self._try_next:
+                    break
+            except ProviderUnavailableError as error:
+                self._count(entry.name, "unavailable")
+                logger.debug("%s: %s can't tell: %s", request.route.path, entry.name, error)
+                raise AuthenticationUnavailableError(
+                    "Credentials can't be checked at the moment.", retry_after=error.retry_after
+                ) from error
+            else:
+                self._count(entry.name, "accepted")
+                return principal
+        assert refused is not None, "what was found belongs to a provider"
+        raise self._invalid(*refused)
+
+    @staticmethod
+    def _is_double(entry: Entry, found: dict[Place, str]) -> bool:
+        return len(entry.places) > 1 and sum(place in found for place in entry.places) > 1
+
+    def _invalid(self, entry: Entry, error: CredentialError) -> InvalidCredentialsError:
+        self._count(entry.name, error.result)
+        description = error.description
+        return InvalidCredentialsError(
+            f"{description[0].upper()}{description[1:]}.", headers=self._challenges.invalid(description)
+        )
+
+    def _ambiguous(self) -> AmbiguousCredentialsError:
+        self._count(NOBODY, "ambiguous")
+        return AmbiguousCredentialsError(
+            "The request has more than one credential of a kind; send one.", headers=self._challenges.ambiguous()
+        )
+
+    def _count(self, provider: str, result: str) -> None:
+        if self._meter is not None:
+            self._meter.authentication(provider, result)
+
+
+class StripIdentity:
+    """For routes that ask for no authentication: nobody can pretend that somebody was authenticated."""
+
+    __slots__ = ("_never", "inner")
+
+    def __init__(self, inner: GatewayService, never: frozenset[bytes]) -> None:
+        self.inner = inner
+        self._never = never
+
+    async def __call__(self, request: Exchange) -> Response:
+        never = self._never
+        request.headers = [header for header in request.headers if header[0] not in never]
+        return await self.inner(request)
+
+
+class Authorize:
+    """Lets through who has all of `scopes`, and one of `roles` where there are any."""
+
+    __slots__ = ("_challenges", "_meter", "_roles", "_scopes", "inner")
+
+    def __init__(
+        self,
+        inner: GatewayService,
+        scopes: frozenset[str],
+        roles: frozenset[str],
+        challenges: Challenges,
+        meter: AuthMeter | None,
+    ) -> None:
+        self.inner = inner
+        self._scopes = scopes
+        self._roles = roles
+        self._challenges = challenges
+        self._meter = meter
+
+    async def __call__(self, request: Exchange) -> Response:
+        principal = request.principal
+        if principal is None or not self._scopes <= principal.scopes:
+            self._forbidden(principal)
+            raise InsufficientScopeError(
+                "The credential does not cover this: a scope is missing.", headers=self._challenges.insufficient()
+            )
+        if self._roles and self._roles.isdisjoint(principal.roles):
+            self._forbidden(principal)
+            raise MissingRoleError("This takes a role that the client does not have.")
+        return await self.inner(request)
+
+    def _forbidden(self, principal: Principal | None) -> None:
+        if self._meter is not None:
+            self._meter.authentication(NOBODY if principal is None else principal.provider, "forbidden")

@@ -1,0 +1,203 @@
+"""A provider of an authorization server's tokens: JWTs are checked here by its keys, it is asked about all others."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from fastapi_mesh.api_gateway.auth.base import AuthProvider, UnknownCredentialError, Verifier
+from fastapi_mesh.api_gateway.auth.compact import looks_like_jwt
+from fastapi_mesh.api_gateway.auth.http import Issuer
+from fastapi_mesh.api_gateway.auth.introspect import ClientCredentials, Introspector
+from fastapi_mesh.api_gateway.auth.jwks import KeysPolicy, Metadata, RemoteKeys
+from fastapi_mesh.api_gateway.auth.jwt import TokenVerifier, rules_of
+from fastapi_mesh.api_gateway.auth.keys import FixedKeys, KeyRing, mixed, ring_of
+from fastapi_mesh.api_gateway.auth.settings import secret_of, settings_from
+from fastapi_mesh.config.edge.auth import OAuth2AuthConfig
+from fastapi_mesh.exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from fastapi_mesh.api_gateway.auth.base import Tools
+    from fastapi_mesh.api_gateway.auth.claims import ClaimRules
+    from fastapi_mesh.api_gateway.auth.keys import KeySource
+    from fastapi_mesh.api_gateway.principal import Principal
+
+
+class OAuth2Verifier(Verifier):
+    """Tells JWTs from opaque tokens by their form, which their bearer can choose: each way refuses what isn't its own.
+
+    Either part may be None. A JWT that is wrong here is not asked about: the server would say the same, for a call.
+    """
+
+    def __init__(self, tokens: TokenVerifier | None, introspector: Introspector | None) -> None:
+        self._tokens = tokens
+        self._introspector = introspector
+
+    def known(self, credential: str) -> Principal | None:
+        verifier = self._of(credential)
+        return None if verifier is None else verifier.known(credential)
+
+    async def authenticate(self, credential: str) -> Principal:
+        verifier = self._of(credential)
+        if verifier is None:
+            raise UnknownCredentialError("an opaque token, and nobody to ask")
+        return await verifier.authenticate(credential)
+
+    async def aclose(self) -> None:
+        for verifier in (self._tokens, self._introspector):
+            if verifier is not None:
+                await verifier.aclose()
+
+    def _of(self, credential: str) -> Verifier | None:
+        if self._tokens is not None and (self._introspector is None or looks_like_jwt(credential)):
+            return self._tokens
+        return self._introspector
+
+
+class OAuth2AuthProvider(AuthProvider):
+    """Bearer tokens of an OAuth 2 or OpenID Connect server.
+
+        OAuth2AuthProvider(client_id="gateway", client_secret="...",
+                           authorization_url="https://id.example.com/authorize",
+                           token_url="https://id.example.com/token", audience="shop")
+
+    The gateway is a resource server: it checks tokens that clients bring, and does not log users in, so
+    `authorization_url` (and `token_url`) are for the OpenAPI description. Where nothing else is given, the origin of
+    `token_url` is taken for the issuer, and its metadata must name that very `token_url`. `issuer` says it outright;
+    `jwks_url` or `jwks` give the keys, and `introspection_url` the endpoint of RFC 7662, called with `client_id` and
+    `client_secret`.
+
+    JWTs are checked here; their `aud` must be `audience`, which is `client_id` unless given. Other tokens are asked
+    about, and what is active is remembered for `cache_ttl` seconds, never past its `exp`. Raises ConfigurationError.
+    """
+
+    challenge = "Bearer"
+
+    def __init__(
+        self,
+        client_id: str,
+        client_secret: str | None = None,
+        authorization_url: str | None = None,
+        token_url: str | None = None,
+        *,
+        name: str | None = None,
+        issuer: str | None = None,
+        introspection_url: str | None = None,
+        jwks_url: str | None = None,
+        jwks: Mapping[str, object] | None = None,
+        mode: str | None = None,
+        client_secret_file: str | None = None,
+        client_auth: str | None = None,
+        algorithm: str | Iterable[str] | None = None,
+        audience: str | Iterable[str] | None = None,
+        leeway: float | None = None,
+        required_claims: Iterable[str] | None = None,
+        subject_claim: str | None = None,
+        scopes_claim: str | None = None,
+        roles_claim: str | None = None,
+        token_type: str | None = None,
+        cache_ttl: float | None = None,
+        keys_ttl: float | None = None,
+        keys_cooldown: float | None = None,
+        keys_stale: float | None = None,
+        timeout: float | None = None,
+        allow_http: bool | None = None,
+    ) -> None:
+        given = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
+        self._take(settings_from(OAuth2AuthConfig, given, "OAuth2AuthProvider"))
+
+    @classmethod
+    def from_config(cls, config: OAuth2AuthConfig) -> OAuth2AuthProvider:
+        """The provider for settings of a file or of the environment."""
+        provider = cls.__new__(cls)
+        provider._take(config)
+        return provider
+
+    def __repr__(self) -> str:
+        return f"<OAuth2AuthProvider {self.name!r}, client {self._config.client_id!r}>"
+
+    @property
+    def settings(self) -> object:
+        return (OAuth2AuthProvider, self._config, self._secret)
+
+    def warnings(self) -> list[str]:
+        problems = [] if self._ring is None else self._ring.weaknesses()
+        if self._config.jwks is not None and (problem := mixed(self._config.jwks.get_secret_value())):
+            problems.append(problem)
+        return problems
+
+    def security_scheme(self) -> Mapping[str, object]:
+        config = self._config
+        if config.authorization_url is not None and config.token_url is not None:
+            flow = {"authorizationUrl": config.authorization_url, "tokenUrl": config.token_url, "scopes": {}}
+            return {"type": "oauth2", "flows": {"authorizationCode": flow}}
+        if config.issuer is not None:
+            url = f"{config.issuer.rstrip('/')}/.well-known/openid-configuration"
+            return {"type": "openIdConnect", "openIdConnectUrl": url}
+        return {"type": "http", "scheme": "bearer"}
+
+    def open(self, tools: Tools) -> Verifier:
+        config = self._config
+        http = Issuer(timeout=config.timeout, allow_http=config.allow_http)
+        issuer = config.discovered_issuer
+        metadata = None
+        issuers: tuple[str, ...] = ()
+        if issuer is not None:
+            exact = config.issuer is not None
+            issuers = (issuer,) if exact else (issuer, f"{issuer}/")
+            metadata = Metadata(issuer, http, tools, exact=exact, token_url=config.token_url)
+        rules = rules_of(config, tools.name, issuers)
+        tokens = None
+        if config.has_keys:
+            ours = replace(rules, audience=frozenset(config.audience or (config.client_id,)))
+            tokens = TokenVerifier(ours, tools, lambda changed: self._new_keys(metadata, http, tools, changed))
+        return OAuth2Verifier(tokens, self._new_introspector(metadata, http, tools, rules))
+
+    def _take(self, config: OAuth2AuthConfig) -> None:
+        self._config = config
+        self.name = config.name or "oauth2"
+        self._secret = secret_of(config.client_secret, config.client_secret_file, "client_secret_file")
+        self._algorithms = config.algorithm or ("RS256",)
+        self._ring: KeyRing | None = None
+        if config.jwks is not None:
+            try:
+                self._ring = ring_of(config.jwks.get_secret_value(), self._algorithms, public=True)
+            except ValueError as error:
+                raise ConfigurationError(f"{self.name}.jwks: {error}") from None
+
+    def _new_keys(
+        self, metadata: Metadata | None, http: Issuer, tools: Tools, changed: Callable[[], object]
+    ) -> KeySource:
+        config = self._config
+        if self._ring is not None:
+            return FixedKeys(self._ring)
+        address = config.jwks_url or metadata
+        assert address is not None, "the settings were checked for one of them"
+        return RemoteKeys(
+            address,
+            http,
+            tools,
+            algorithms=self._algorithms,
+            policy=KeysPolicy(config.keys_ttl, config.keys_cooldown, config.keys_stale),
+            on_change=changed,
+        )
+
+    def _new_introspector(
+        self, metadata: Metadata | None, http: Issuer, tools: Tools, rules: ClaimRules
+    ) -> Introspector | None:
+        config = self._config
+        if config.mode == "jwt":
+            return None
+        address = config.introspection_url or metadata
+        if address is None:
+            return None
+        return Introspector(
+            address,
+            http,
+            tools,
+            rules=rules,
+            credentials=ClientCredentials(config.client_id, self._secret, config.client_auth),
+            ttl=config.cache_ttl,
+        )
