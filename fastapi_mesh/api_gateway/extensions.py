@@ -9,13 +9,19 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from fastapi_mesh.api_gateway.auth.base import AuthProvider
     from fastapi_mesh.api_gateway.ratelimit.keys import CostFunction, KeyFunction
+    from fastapi_mesh.api_gateway.transform.steps import TransformerPair
 
 
 @dataclass(frozen=True, slots=True)
 class Extensions:
     """Immutable: a change makes a new one (`dataclasses.replace`), and an open gateway takes it whole."""
 
+    transformers: tuple[TransformerPair, ...] = ()
+    """What each `add_transformers` gave, in order."""
+    auth_providers: tuple[AuthProvider, ...] = ()
+    """What checks credentials, before those of the settings."""
     rate_limit_keys: Mapping[str, KeyFunction] = field(default_factory=lambda: MappingProxyType({}))
     """By name: who a request is counted for."""
     rate_limit_costs: Mapping[str, CostFunction] = field(default_factory=lambda: MappingProxyType({}))

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from fastapi_mesh.api_gateway.auth.base import Tools
+from fastapi_mesh.api_gateway.auth.plan import new_plan
+from fastapi_mesh.api_gateway.cache.engine import CacheEngine
+from fastapi_mesh.api_gateway.cache.wiring import ENGINE, new_caching
 from fastapi_mesh.api_gateway.client import Watch
+from fastapi_mesh.api_gateway.cors import CorsRules
+from fastapi_mesh.api_gateway.early import EarlyAnswers
 from fastapi_mesh.api_gateway.engines import Engines
 from fastapi_mesh.api_gateway.forward import Forward
 from fastapi_mesh.api_gateway.forwarded import Forwarding
@@ -13,8 +20,13 @@ from fastapi_mesh.api_gateway.pipeline import Parts, compile_chain
 from fastapi_mesh.api_gateway.ratelimit.limits import rate_limits
 from fastapi_mesh.api_gateway.reserved import reserved_paths
 from fastapi_mesh.api_gateway.services import Services
+from fastapi_mesh.api_gateway.transform.steps import unknown_routes
+from fastapi_mesh.api_gateway.websocket.handshake import Upgrade
+from fastapi_mesh.api_gateway.websocket.sockets import WebSockets
+from fastapi_mesh.config.edge.websocket import effective
 from fastapi_mesh.config.overlay import overlay
 from fastapi_mesh.config.policies import CallPolicy
+from fastapi_mesh.exceptions import ConfigurationError
 from fastapi_mesh.service_mesh.mesh import ServiceMesh
 
 if TYPE_CHECKING:
@@ -61,11 +73,23 @@ class Life:
         self._meter = None if metrics is None else metrics.gateway
         self._forwarding = Forwarding(config.trusted_proxies, config.via)
         self._engines = Engines(self.mesh.supervisor)
+        production = self.mesh.config.environment == "production"
+        self._tools = Tools(self.mesh.supervisor, clock=self.mesh.clock, production=production)
+        self._early = EarlyAnswers(self._meter)
         self.take(config, routes, extensions)
         self._watch = Watch(self.mesh.supervisor)
-        self.forward = Forward(self.mesh, forwarding=self._forwarding, watch=self._watch, meter=self._meter)
+        self.forward = Forward(self.mesh, forwarding=self._forwarding, watch=self._watch, early=self._early)
+        self.websockets = WebSockets(
+            self.mesh, forwarding=self._forwarding, early=self._early, meter=self._meter
+        )
         self.reserved = reserved_paths(self.mesh, metrics=metrics is not None)
         self._unsubscribe = self.mesh.policies.on_change(self._policy_changed)
+
+    @property
+    def cache(self) -> CacheEngine | None:
+        """The shared cache, None where no route uses it."""
+        engine = self._engines.running(ENGINE)
+        return engine if isinstance(engine, CacheEngine) else None
 
     async def start(self) -> None:
         """Open the mesh, unless another door has: the first one owns it."""
@@ -75,9 +99,15 @@ class Life:
         self._unsubscribe()
         self._watch.close()
         self.forward.close()
+        self.websockets.close()
         await self._engines.aclose()
         if self._owns_mesh:
             await self.mesh.life.close()
+
+    def end_streams(self) -> None:
+        """End event streams and WebSockets, of which a server that stops would wait for the end."""
+        self.forward.end_streams()
+        self.websockets.end()
 
     def take(self, config: GatewayConfig, routes: Sequence[Route], extensions: Extensions) -> None:
         """Make all this what counts from now on. Raises ConfigurationError before anything has changed."""
@@ -93,17 +123,44 @@ class Life:
         self._services.take(config)
         self._engines.commit()
         self._routes = routes
-        for route, chain in chains:
-            route.chain = chain
+        self._early.cors = None if config.cors is None else CorsRules(config.cors)
+        for route, chain, upgrade in chains:
+            route.chain, route.upgrade = chain, upgrade
+            route.websocket = effective(config.websocket, route.config.websocket)
             self._set_policies(route)
 
     def _chains(
         self, config: GatewayConfig, routes: Sequence[Route], extensions: Extensions
-    ) -> list[tuple[Route, GatewayService]]:
-        """Each route with its layers."""
+    ) -> list[tuple[Route, GatewayService, GatewayService]]:
+        """Each route with its layers, and those of a WebSocket's handshake."""
         limits = rate_limits(config, routes, extensions, self._engines, self.mesh.supervisor, self._meter)
-        parts = Parts(self._meter, _DROPPED, self._forwarding.via, self.mesh, limits=limits)
-        return [(route, compile_chain(self.mesh.stack, route, parts)) for route in routes]
+        if not config.dynamic_routing and (
+            unknown := unknown_routes(extensions.transformers, (route.path for route in routes))
+        ):
+            raise ConfigurationError(problems=unknown)
+        meter = None if self._meter is None else self._meter.cache
+        caching = new_caching(config, routes, self._engines, meter=meter, supervisor=self.mesh.supervisor)
+        parts = Parts(
+            self._meter,
+            _DROPPED,
+            self._forwarding.via,
+            self.mesh,
+            cors=config.cors,
+            transform=config.transform,
+            transformers=extensions.transformers,
+            limits=limits,
+            caching=caching,
+            auth=new_plan(config, extensions.auth_providers, routes, self._engines, self._tools),
+        )
+        upgrade = Upgrade(self.mesh.stack)
+        return [
+            (
+                route,
+                compile_chain(self.mesh.stack, route, parts),
+                compile_chain(upgrade, route, replace(parts, caching=None), upgrade=True),
+            )
+            for route in routes
+        ]
 
     def _set_policies(self, route: Route) -> None:
         for service in route.services:

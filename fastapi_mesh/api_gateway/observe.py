@@ -24,6 +24,8 @@ class Meter(Protocol):
 
     def mirrored(self, path: str, result: str) -> None: ...
 
+    def authentication(self, provider: str, result: str) -> None: ...
+
 
 class Observe:
     """Counts a request when its response body has ended, or when it fails; cancelled ones are nginx's 499."""

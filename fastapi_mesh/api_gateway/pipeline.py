@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fastapi_mesh.api_gateway.buffer import Buffer
+from fastapi_mesh.api_gateway.cache.wiring import dropped_below
+from fastapi_mesh.api_gateway.cors import Cors, Preflight, rules_of
 from fastapi_mesh.api_gateway.fault import Fault
 from fastapi_mesh.api_gateway.hop import Hop
 from fastapi_mesh.api_gateway.mirror import Mirror
@@ -17,16 +19,24 @@ from fastapi_mesh.api_gateway.observe import Observe
 from fastapi_mesh.api_gateway.problems import Problems
 from fastapi_mesh.api_gateway.request_id import RequestId
 from fastapi_mesh.api_gateway.split import Split
+from fastapi_mesh.api_gateway.transform.layer import Transform
+from fastapi_mesh.config.edge.transform import TransformConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from fastapi_mesh.api_gateway.auth.plan import AuthPlan
+    from fastapi_mesh.api_gateway.cache.wiring import Caching
     from fastapi_mesh.api_gateway.exchange import GatewayService
     from fastapi_mesh.api_gateway.observe import Meter
     from fastapi_mesh.api_gateway.ratelimit.limits import RateLimits
     from fastapi_mesh.api_gateway.routes import Route
+    from fastapi_mesh.api_gateway.transform.steps import TransformerPair
+    from fastapi_mesh.config.edge.cors import CorsConfig
     from fastapi_mesh.core.message import Header
     from fastapi_mesh.service_mesh.mesh import ServiceMesh
+
+_TRANSFORM = TransformConfig()
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +50,12 @@ class Parts:
     dropped: frozenset[bytes]
     via: Header
     mesh: ServiceMesh
+    cors: CorsConfig | None = None
+    transform: TransformConfig = _TRANSFORM
+    transformers: tuple[TransformerPair, ...] = ()
     limits: RateLimits | None = None
+    auth: AuthPlan | None = None
+    caching: Caching | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,38 +74,229 @@ MESH = "Mesh"
 
 ORDER: tuple[Row, ...] = (
     Row(
+        "Cors",
+        outside=(
+            "Problems",
+            "Observe",
+            "RequestId",
+            "Preflight",
+            "IpRateLimit",
+            "Authenticate",
+            "Authorize",
+            "RateLimit",
+            "Split",
+            "Cache",
+            "Invalidate",
+            "Transform",
+            "Fault",
+            "Identity",
+            "Buffer",
+            "Mirror",
+            "UpstreamToken",
+            "Hop",
+            MESH,
+        ),
+        because="a page can only read what is marked for it, refusals and errors too",
+        make=lambda inner, route, parts: (
+            Cors(inner, rules) if (rules := rules_of(route.config, parts.cors)) is not None else None
+        ),
+        upgrades=False,
+    ),
+    Row(
         "Problems",
-        outside=("Observe", "RequestId", "IpRateLimit", "RateLimit", "Split", "Fault", "Buffer", "Mirror", "Hop", MESH),
+        outside=(
+            "Observe",
+            "RequestId",
+            "Preflight",
+            "IpRateLimit",
+            "Authenticate",
+            "Authorize",
+            "RateLimit",
+            "Split",
+            "Cache",
+            "Invalidate",
+            "Transform",
+            "Fault",
+            "Identity",
+            "Buffer",
+            "Mirror",
+            "UpstreamToken",
+            "Hop",
+            MESH,
+        ),
         because="whatever fails further in, the client gets problem+json and nothing else",
         make=lambda inner, route, parts: Problems(inner),
     ),
     Row(
         "Observe",
-        outside=("RequestId", "IpRateLimit", "RateLimit", "Split", "Fault", "Buffer", "Mirror", "Hop", MESH),
+        outside=(
+            "RequestId",
+            "Preflight",
+            "IpRateLimit",
+            "Authenticate",
+            "Authorize",
+            "RateLimit",
+            "Split",
+            "Cache",
+            "Invalidate",
+            "Transform",
+            "Fault",
+            "Identity",
+            "Buffer",
+            "Mirror",
+            "UpstreamToken",
+            "Hop",
+            MESH,
+        ),
         because="every answer and every refusal of a layer is counted, with the status the client sees",
         make=lambda inner, route, parts: None if parts.meter is None else Observe(inner, meter=parts.meter),
     ),
     Row(
         "RequestId",
-        outside=("IpRateLimit", "RateLimit", "Split", "Fault", "Buffer", "Mirror", "Hop", MESH),
+        outside=(
+            "Preflight",
+            "IpRateLimit",
+            "Authenticate",
+            "Authorize",
+            "RateLimit",
+            "Split",
+            "Cache",
+            "Invalidate",
+            "Transform",
+            "Fault",
+            "Identity",
+            "Buffer",
+            "Mirror",
+            "UpstreamToken",
+            "Hop",
+            MESH,
+        ),
         because="all layers that log, refuse or forward name the request by one id; it must not be taken for a hop's",
         make=lambda inner, route, parts: RequestId(inner),
     ),
     Row(
+        "Preflight",
+        outside=(
+            "IpRateLimit",
+            "Authenticate",
+            "Authorize",
+            "RateLimit",
+            "Split",
+            "Cache",
+            "Invalidate",
+            "Transform",
+            "Fault",
+            "Identity",
+            "Buffer",
+            "Mirror",
+            "UpstreamToken",
+            "Hop",
+            MESH,
+        ),
+        because="browsers send preflights without credentials, and services needn't know of them",
+        make=lambda inner, route, parts: (
+            Preflight(inner, rules, route.config.methods)
+            if (rules := rules_of(route.config, parts.cors)) is not None
+            else None
+        ),
+        upgrades=False,
+    ),
+    Row(
         "IpRateLimit",
-        outside=("RateLimit", "Split", "Fault", "Buffer", "Mirror", "Hop", MESH),
+        outside=(
+            "Authenticate",
+            "Authorize",
+            "RateLimit",
+            "Split",
+            "Cache",
+            "Invalidate",
+            "Transform",
+            "Fault",
+            "Identity",
+            "Buffer",
+            "Mirror",
+            "UpstreamToken",
+            "Hop",
+            MESH,
+        ),
         because="trying out credentials costs something, so an address is counted before they are checked",
         make=lambda inner, route, parts: None if parts.limits is None else parts.limits.ip_layer(inner, route),
     ),
     Row(
+        "Authenticate",
+        outside=(
+            "Authorize",
+            "RateLimit",
+            "Split",
+            "Cache",
+            "Invalidate",
+            "Transform",
+            "Fault",
+            "Identity",
+            "Buffer",
+            "Mirror",
+            "UpstreamToken",
+            "Hop",
+            MESH,
+        ),
+        because="all layers further in may rely on who it is; nothing is counted, cached or sent on for nobody",
+        make=lambda inner, route, parts: (
+            None if parts.auth is None else parts.auth.authenticate(inner, route, parts.meter)
+        ),
+    ),
+    Row(
+        "Authorize",
+        outside=(
+            "RateLimit",
+            "Split",
+            "Cache",
+            "Invalidate",
+            "Transform",
+            "Fault",
+            "Identity",
+            "Buffer",
+            "Mirror",
+            "UpstreamToken",
+            "Hop",
+            MESH,
+        ),
+        because="a client that may not do this uses up nothing, and no stored answer shows it what it may not see",
+        make=lambda inner, route, parts: (
+            None if parts.auth is None else parts.auth.authorize(inner, route, parts.meter)
+        ),
+    ),
+    Row(
         "RateLimit",
-        outside=("Split", "Fault", "Buffer", "Mirror", "Hop", MESH),
+        outside=(
+            "Split",
+            "Cache",
+            "Invalidate",
+            "Transform",
+            "Fault",
+            "Identity",
+            "Buffer",
+            "Mirror",
+            "UpstreamToken",
+            "Hop",
+            MESH,
+        ),
         because="clients are counted by who they are; a cached answer counts too, and a refused request costs nothing",
         make=lambda inner, route, parts: None if parts.limits is None else parts.limits.layer(inner, route),
     ),
     Row(
         "Split",
-        outside=("Fault", "Buffer", "Mirror", "Hop", MESH),
+        outside=(
+            "Cache",
+            "Invalidate",
+            "Transform",
+            "Fault",
+            "Identity",
+            "Buffer",
+            "Mirror",
+            "UpstreamToken",
+            "Hop",
+            MESH,
+        ),
         because="which service answers is known before anything is looked up or sent under its name",
         make=lambda inner, route, parts: (
             Split(inner, route.config.split, route.config.canary, parts.mesh)
@@ -99,18 +305,50 @@ ORDER: tuple[Row, ...] = (
         ),
     ),
     Row(
+        "Cache",
+        outside=("Invalidate", "Transform", "Fault", "Identity", "Buffer", "Mirror", "UpstreamToken", "Hop", MESH),
+        because="it answers only whom all refusals have let pass, under the name of the service that would answer",
+        make=lambda inner, route, parts: None if parts.caching is None else parts.caching.layer(inner, route),
+        upgrades=False,
+    ),
+    Row(
+        "Invalidate",
+        outside=("Transform", "Fault", "Identity", "Buffer", "Mirror", "UpstreamToken", "Hop", MESH),
+        because="what was changed is forgotten before the client hears of it, and a planted fault changes nothing",
+        make=lambda inner, route, parts: None if parts.caching is None else parts.caching.invalidation(inner, route),
+        upgrades=False,
+    ),
+    Row(
+        "Transform",
+        outside=("Fault", "Identity", "Buffer", "Mirror", "UpstreamToken", "Hop", MESH),
+        because="what is cached was transformed once; what is retried, copied and forwarded is what they have made",
+        make=lambda inner, route, parts: (
+            Transform(inner, pairs, route.config.transform or parts.transform, dropped=parts.dropped)
+            if (pairs := [pair for pair in parts.transformers if pair.is_for(route.path)])
+            else None
+        ),
+        upgrades=False,
+    ),
+    Row(
         "Fault",
-        outside=("Buffer", "Mirror", "Hop", MESH),
+        outside=("Identity", "Buffer", "Mirror", "UpstreamToken", "Hop", MESH),
         because="a planted fault stands for one of the service's, and costs neither a body nor a copy",
         make=lambda inner, route, parts: (
             None if route.config.fault is None else Fault(inner, route.config.fault, parts.meter)
         ),
     ),
     Row(
+        "Identity",
+        outside=("Buffer", "Mirror", "UpstreamToken", "Hop", MESH),
+        because="what a service is told of the client may be made for that service, so it must be known which it is",
+        make=lambda inner, route, parts: None if parts.auth is None else parts.auth.identity(inner, route),
+    ),
+    Row(
         "Buffer",
         outside=("Mirror", MESH),
         because="a retry and a copy need the body again; every refusal sits outside, so that no body is read for one",
         make=lambda inner, route, parts: Buffer(inner),
+        upgrades=False,
     ),
     Row(
         "Mirror",
@@ -119,12 +357,21 @@ ORDER: tuple[Row, ...] = (
         make=lambda inner, route, parts: (
             None if route.config.mirror is None else Mirror(inner, route.config.mirror, parts.mesh, parts.meter)
         ),
+        upgrades=False,
+    ),
+    Row(
+        "UpstreamToken",
+        outside=("Hop", MESH),
+        because="the token is for that service: the copy that a mirror sends elsewhere must not have it",
+        make=lambda inner, route, parts: None if parts.auth is None else parts.auth.upstream_token(inner, route),
     ),
     Row(
         "Hop",
         outside=(MESH,),
         because="the layers outside see the answer as the client will: without fields of the connection to the service",
-        make=lambda inner, route, parts: Hop(inner, dropped=parts.dropped, via=parts.via),
+        make=lambda inner, route, parts: Hop(
+            inner, dropped=dropped_below(parts.caching, route, parts.dropped), via=parts.via
+        ),
     ),
 )
 

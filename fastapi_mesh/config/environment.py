@@ -11,7 +11,7 @@ import re
 from typing import TYPE_CHECKING
 
 from fastapi_mesh.config.gateway import GatewayConfig
-from fastapi_mesh.config.later import VERSION, is_off
+from fastapi_mesh.config.later import is_off
 from fastapi_mesh.config.layers import SettingsLayer
 from fastapi_mesh.config.mesh import MeshConfig
 from fastapi_mesh.config.problems import free_keys_at, is_known, keys_at, kinds_at, suggestion
@@ -41,8 +41,9 @@ GATEWAY_NAMES: dict[str, Location] = {
     "GATEWAY_HOST": ("host",),
     "GATEWAY_PORT": ("port",),
     "GATEWAY_RATE_LIMIT": ("rate_limit",),
+    "GATEWAY_AUTH_ENABLED": ("auth", "enabled"),
 }
-"""The description's variables for a gateway; GATEWAY_AUTH_ENABLED is for `gateway_auth`."""
+"""The description's variables for a gateway. GATEWAY_AUTH_ENABLED=true, like leaving it out, adds nothing to routes."""
 
 _SERVICE_LINK = re.compile(r"(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT_\d+_(?:TCP|UDP|SCTP)(?:_\w+)?)")
 _LINK_VALUE = re.compile(r"(?:tcp|udp|sctp)://")
@@ -70,19 +71,6 @@ def gateway_variables(env: Mapping[str, str], known: Mapping[str, object]) -> tu
     """What MESH_GATEWAY__* say for a gateway, and a line for each name that means nothing."""
     names = [name for name in env if name.startswith(GATEWAY_PREFIX)]
     return _variables(env, names, GATEWAY_PREFIX, GatewayConfig, known)
-
-
-def gateway_auth(env: Mapping[str, str]) -> tuple[str, str]:
-    """What to log about GATEWAY_AUTH_ENABLED, and what is wrong with it; "" where there is nothing to say.
-
-    The description's variable switches authentication off, and there is none to switch off yet.
-    """
-    value = env.get("GATEWAY_AUTH_ENABLED", "").strip()
-    if value.lower() in ("", "true", "1", "yes", "on"):
-        return "", ""
-    if value.lower() in ("false", "0", "no", "off"):
-        return f"GATEWAY_AUTH_ENABLED={value}: there is no authentication to bypass in this version ({VERSION})", ""
-    return "", f"GATEWAY_AUTH_ENABLED: {value!r} is not true or false"
 
 
 def _given(env: Mapping[str, str], name: str) -> str:

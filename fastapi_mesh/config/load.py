@@ -94,10 +94,7 @@ def load_gateway_config(
     layers = [in_file, *in_store, environment.described(env, environment.GATEWAY_NAMES), variables, in_code]
     for layer in layers:
         _spread_urls(layer)
-    note, problem = environment.gateway_auth(env)
-    if note:
-        logger.warning("%s", note)
-    problems = [*([problem] if problem else []), *_reported(unknown, strict=strict)]
+    problems = _reported(unknown, strict=strict)
     if not discoverable:
         problems += _unknown_services(layers, known_services)
     return _validated(GatewayConfig, layers, source, problems)

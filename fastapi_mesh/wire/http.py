@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json as jsonlib
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING, NamedTuple
@@ -32,7 +33,15 @@ if TYPE_CHECKING:
     from fastapi_mesh.core.context import CallContext
     from fastapi_mesh.core.message import ByteStream, Header, Response
 
-__all__ = ["ControlClient", "ControlResponse", "HTTPStatusError", "MeshTransport", "new_client"]
+__all__ = [
+    "ControlClient",
+    "ControlResponse",
+    "HTTPStatusError",
+    "MeshTransport",
+    "control_transport",
+    "new_client",
+    "translated",
+]
 
 EXTENSION = "fastapi_mesh"
 """The key of `response.extensions` under which a response of ours says what the mesh did."""
@@ -308,6 +317,20 @@ class ControlClient:
             transport = httpx2.AsyncHTTPTransport(verify=context, trust_env=False, limits=limits)
             self._made = new_client(transport, self._base_url, headers=self._headers)
         return self._made
+
+
+def control_transport(base_url: str) -> httpx2.AsyncHTTPTransport:
+    """A transport for a client of another library that calls a control plane; that client closes it."""
+    return httpx2.AsyncHTTPTransport(verify=_tls_context(base_url), trust_env=False)
+
+
+@contextmanager
+def translated(peer: str) -> Iterator[None]:
+    """Raises the mesh's error for one of httpx2's, from a client of another library."""
+    try:
+        yield
+    except httpx2.HTTPError as error:
+        raise _translated(error, peer) from error
 
 
 def _tls_context(base_url: str) -> ssl.SSLContext:

@@ -97,12 +97,6 @@ def test_routes_are_dicts_or_models_and_their_problems_have_a_place() -> None:
     assert len(gateway.config.routes) == 2, "the routes from before are still there"
 
 
-@pytest.mark.parametrize("key", ["auth_required", "cache_ttl"])
-def test_a_route_option_of_a_later_version_is_refused(key: str) -> None:
-    with pytest.raises(ConfigurationError, match=f"{key}.*not part of this version"):
-        APIGateway().configure_routes([{"path": "/a/*", "service": "a", key: "100/minute"}])
-
-
 def test_a_whole_configuration_can_be_given_but_not_mixed() -> None:
     config = GatewayConfig(port=8090, routes=(RouteConfig(path="/a/*", service="a"),))
 

@@ -43,22 +43,6 @@ def test_a_service_is_one_url_or_a_list_or_a_table() -> None:
     assert services["found-service"].instances == ()
 
 
-@pytest.mark.spec("S-007", "S-008", "S-009", "S-010")
-@pytest.mark.parametrize(
-    ("option", "value", "what"),
-    [
-        ("auth_required", True, "authentication is"),
-        ("cache_ttl", 300, "caching is"),
-    ],
-)
-def test_a_route_option_of_a_later_version_is_refused_when_on(option: str, value: object, what: str) -> None:
-    route = {"path": "/a/*", "service": "a", option: value}
-
-    assert problems_of(GatewayConfig, routes=[route]) == [f"routes[0].{option}: {what} not part of this version (0.1)"]
-    for off in (None, False, 0):
-        assert getattr(RouteConfig.model_validate({**route, option: off}), option) is None
-
-
 @pytest.mark.spec("S-065", "S-066")
 @pytest.mark.parametrize(
     ("option", "value", "what"),
