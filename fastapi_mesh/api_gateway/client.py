@@ -7,10 +7,12 @@ moments of a request: the `Watch` looks at all running requests every few millis
 from __future__ import annotations
 
 import asyncio
+from math import inf
 from typing import TYPE_CHECKING, ClassVar
 
 from fastapi_mesh.api_gateway.headers import CHUNKED
-from fastapi_mesh.exceptions import ClientDisconnectedError, MeshError
+from fastapi_mesh.api_gateway.problems import GatewayRefusalError
+from fastapi_mesh.exceptions import ClientDisconnectedError, InvalidRequestError, MeshError
 
 if TYPE_CHECKING:
     from fastapi_mesh.core.instance import Message, Receive
@@ -30,20 +32,33 @@ class SlowClientError(MeshError):
     reason: ClassVar[str] = "request-timeout"
 
 
+class BodyTooLargeError(GatewayRefusalError):
+    """A request's body is longer than its route allows."""
+
+    status: ClassVar[int] = 413
+    reason: ClassVar[str] = "body-too-large"
+
+    def __init__(self, limit: float) -> None:
+        super().__init__(f"The body of a request may have {limit:.0f} bytes here.")
+
+
 class Client:
     """One request's client. `gone` turns True when it went away and the request's task was cancelled for it, `ended`
     when that was done because the answer is to end here.
 
     `length` is the body's Content-Length or CHUNKED; `expects_continue` that it waits for `100 Continue`; `pause` the
-    longest wait for a part of the body, in seconds, 0.0 for any.
+    longest wait for a part of the body, in seconds, 0.0 for any; `offers_upgrade` that the request had an `Upgrade`;
+    `limit` how many bytes the body may have: one more raises BodyTooLargeError.
 
     As the body of a `Request` it is an async iterator over what the client sends, once. It raises
-    ClientDisconnectedError when the client goes away before its body is complete.
+    ClientDisconnectedError when the client goes away before its body is complete, and InvalidRequestError where what
+    the server made of the body is not of the length that the headers say.
     """
 
     __slots__ = (
         "_more",
         "_receive",
+        "_size",
         "_task",
         "_watch",
         "_watcher",
@@ -51,6 +66,8 @@ class Client:
         "expects_continue",
         "gone",
         "length",
+        "limit",
+        "offers_upgrade",
         "pause",
     )
 
@@ -58,12 +75,15 @@ class Client:
         self._receive = receive
         self._watch = watch
         self._more = True
+        self._size = 0
         self._watcher: asyncio.Task[None] | None = None
         self._task: asyncio.Task[object] | None = asyncio.current_task()
         self.ended = False
         self.gone = False
         self.length = CHUNKED
+        self.limit: float = inf
         self.expects_continue = False
+        self.offers_upgrade = False
         self.pause = 0.0
 
     def no_body(self) -> None:
@@ -80,12 +100,26 @@ class Client:
             if message["type"] == "http.disconnect":
                 raise ClientDisconnectedError("the client went away before its body was complete")
             data: bytes = message.get("body", b"")
+            self._size += len(data)
+            if self._size > self.limit:
+                raise BodyTooLargeError(self.limit)
             if not message.get("more_body", False):
                 self._more = False
                 self._watch.add(self)
+                self._check_size()
             if data:
                 return data
         raise StopAsyncIteration
+
+    def _check_size(self) -> None:
+        """uvicorn with httptools loses the body of a request with an `Upgrade` that it does not take up, and ends it
+        properly: passed on, it would be another request than the one the client has sent.
+        """
+        if self.length >= 0:
+            if self._size != self.length:
+                raise InvalidRequestError("the body is not as long as its Content-Length says")
+        elif self.offers_upgrade and not self._size:
+            raise InvalidRequestError("the body was lost, because the request offers an upgrade")
 
     async def read_all(self, timeout: float) -> bytes:
         """The whole body. Raises SlowClientError when it takes more than `timeout` seconds."""

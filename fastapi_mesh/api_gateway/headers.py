@@ -6,7 +6,7 @@ it: request smuggling needs two readers that disagree. Hop-by-hop fields, and th
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from fastapi_mesh.exceptions import InvalidRequestError
 
@@ -48,7 +48,8 @@ _END_TO_END = _OURS | {b"host", b"content-length", b"via"}
 _MANAGED = HOP_BY_HOP | _END_TO_END | {b"expect"}
 _HARMLESS_OPTIONS = frozenset({b"", b"close", b"keep-alive", b"Keep-Alive"})
 
-_KEEP, _DROP, _HOST, _LENGTH, _CODING, _CONNECTION, _EXPECT, _REQUEST_ID, _FORWARDED, _UPPER, _ATTEMPTS = range(11)
+_KEEP, _DROP, _HOST, _LENGTH, _CODING, _CONNECTION, _EXPECT, _REQUEST_ID, _FORWARDED, _UPPER = range(10)
+_ATTEMPTS, _UPGRADE = 10, 11
 _KINDS = dict.fromkeys(HOP_BY_HOP, _DROP) | dict.fromkeys(FORWARDING, _FORWARDED)
 _KINDS |= {
     b"connection": _CONNECTION,
@@ -56,10 +57,23 @@ _KINDS |= {
     b"expect": _EXPECT,
     b"host": _HOST,
     b"transfer-encoding": _CODING,
+    b"upgrade": _UPGRADE,
     b"x-mesh-timeout-ms": _DROP,
     b"x-request-id": _REQUEST_ID,
 }
 _NAME_MEMORY = 1024
+_VERSIONS = frozenset({*(f"1.{minor}" for minor in range(10)), "2", "2.0", "3", "3.0"})
+"""What is HTTP with headers. httptools has "0.9" for a request line without a version, whatever comes after it."""
+MAX_HEADERS = 1000
+MAX_HEADER_BYTES = 256 * 1024
+"""A hard limit, since not every server has one: uvicorn with httptools takes a head of any size."""
+
+
+class HeadTooLargeError(InvalidRequestError):
+    """The request has more headers, or more bytes in their values, than any gateway passes on (RFC 6585 section 5)."""
+
+    status: ClassVar[int] = 431
+    reason: ClassVar[str] = "request-header-fields-too-large"
 
 
 class RequestNames(dict[bytes, int]):
@@ -112,16 +126,17 @@ class Head:
     """What one pass over a request's headers gives.
 
     `headers` is what goes on, in order; `length` the Content-Length, CHUNKED or NO_BODY; `forwarding` what came in of
-    `Forwarded` and `X-Forwarded-*`, which only a trusted proxy may say.
+    `Forwarded` and `X-Forwarded-*`, which only a trusted proxy may say; `offers_upgrade` that there was an `Upgrade`.
     """
 
-    __slots__ = ("expects_continue", "forwarding", "headers", "host", "length", "request_id")
+    __slots__ = ("expects_continue", "forwarding", "headers", "host", "length", "offers_upgrade", "request_id")
 
     def __init__(self, headers: list[Header], host: bytes, length: int) -> None:
         self.headers = headers
         self.host = host
         self.length = length
         self.expects_continue = False
+        self.offers_upgrade = False
         self.request_id: bytes | None = None
         self.forwarding: list[Header] | None = None
 
@@ -131,11 +146,15 @@ def read_request(
 ) -> Head:
     """Check and sort a request's headers. `authority` comes from an absolute-form target and replaces `Host`.
 
-    Raises InvalidRequestError (400) for whatever can't be passed on in one unambiguous form.
+    Raises InvalidRequestError (400) for whatever can't be passed on in one unambiguous form, HeadTooLargeError (431).
     """
+    if http_version not in _VERSIONS:
+        raise InvalidRequestError("a version of HTTP that is not spoken here")
     received = headers if isinstance(headers, list) else list(headers)
-    values = [value for _, value in received]
-    if b"".join(values).translate(None, _VALUE):
+    text = b"".join([value for _, value in received])
+    if len(text) > MAX_HEADER_BYTES or len(received) > MAX_HEADERS:
+        raise HeadTooLargeError("the request's headers are too many or too long")
+    if text.translate(None, _VALUE):
         raise InvalidRequestError("a header's value has a control byte in it")
     kept: list[Header] = []
     head = Head(kept, b"", NO_BODY)
@@ -171,12 +190,14 @@ def read_request(
             head.request_id = header[1]
         elif kind == _FORWARDED:
             head.forwarding = [*(head.forwarding or ()), header]
+        elif kind == _UPGRADE:
+            head.offers_upgrade = True
         elif kind == _UPPER:
             return read_request([(name.lower(), value) for name, value in received], http_version, names, authority)
     if host is None:
         raise InvalidRequestError("no Host header")
     if host not in names.hosts:
-        _check_host(host)
+        check_host(host)
         if len(names.hosts) < _NAME_MEMORY:
             names.hosts.add(host)
     head.host = host
@@ -225,7 +246,7 @@ def _content_length(value: bytes) -> int:
     return int(value)
 
 
-def _check_host(host: bytes) -> None:
+def check_host(host: bytes) -> None:
     """Host = uri-host [":" port] (RFC 9110 section 7.2); empty, lists and userinfo are refused."""
     if not host or host.translate(None, _HOST_BYTES):
         raise InvalidRequestError("a Host header that is no host")

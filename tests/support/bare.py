@@ -12,7 +12,12 @@ import sys
 
 import fastapi_mesh
 
-NEEDS_AN_EXTRA = ("fastapi_mesh.cli", "fastapi_mesh.testing.plugin", "fastapi_mesh.wire.h2")
+NEEDS_AN_EXTRA = (
+    "fastapi_mesh.api_gateway.strict",
+    "fastapi_mesh.cli",
+    "fastapi_mesh.testing.plugin",
+    "fastapi_mesh.wire.h2",
+)
 """Modules that may import what an extra or the test runner brings; theirs is the job to say so when it is missing."""
 
 EXTRAS = ("uvicorn", "typer", "rich", "redis", "lightkube", "graphql", "yaml", "h2", "websockets", "opentelemetry.sdk")
