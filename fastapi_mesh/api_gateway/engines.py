@@ -46,6 +46,11 @@ class Engines:
         self._next[name] = entry
         return cast("E", entry[1])  # a name has one kind of engine
 
+    def running(self, name: str) -> Engine | None:
+        """The engine `name` that is in use; None where no route asks for one."""
+        entry = self._running.get(name)
+        return None if entry is None else entry[1]
+
     def commit(self) -> None:
         """What was asked for since the last commit runs from now on; what wasn't is closed when it is out of use."""
         before, self._running, self._next = self._running, self._next, {}
