@@ -16,6 +16,7 @@ from fastapi_mesh.api_gateway.early import EarlyAnswers
 from fastapi_mesh.api_gateway.engines import Engines
 from fastapi_mesh.api_gateway.forward import Forward
 from fastapi_mesh.api_gateway.forwarded import Forwarding
+from fastapi_mesh.api_gateway.own_state import own_states
 from fastapi_mesh.api_gateway.pipeline import Parts, compile_chain
 from fastapi_mesh.api_gateway.ratelimit.limits import rate_limits
 from fastapi_mesh.api_gateway.reserved import reserved_paths
@@ -151,6 +152,7 @@ class Life:
             limits=limits,
             caching=caching,
             auth=new_plan(config, extensions.auth_providers, routes, self._engines, self._tools),
+            own_states=own_states(routes, self._engines, self.mesh.states),
         )
         upgrade = Upgrade(self.mesh.stack)
         return [

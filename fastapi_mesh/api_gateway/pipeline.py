@@ -6,16 +6,20 @@ Each route has its own chain, with the layers it uses and no others: what is off
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from fastapi_mesh.api_gateway.body_limit import BodyLimit
 from fastapi_mesh.api_gateway.buffer import Buffer
 from fastapi_mesh.api_gateway.cache.wiring import dropped_below
 from fastapi_mesh.api_gateway.cors import Cors, Preflight, rules_of
 from fastapi_mesh.api_gateway.fault import Fault
+from fastapi_mesh.api_gateway.header_ops import Headers
 from fastapi_mesh.api_gateway.hop import Hop
+from fastapi_mesh.api_gateway.https import Https
 from fastapi_mesh.api_gateway.mirror import Mirror
 from fastapi_mesh.api_gateway.observe import Observe
+from fastapi_mesh.api_gateway.own_state import OwnState
 from fastapi_mesh.api_gateway.problems import Problems
 from fastapi_mesh.api_gateway.request_id import RequestId
 from fastapi_mesh.api_gateway.split import Split
@@ -23,12 +27,13 @@ from fastapi_mesh.api_gateway.transform.layer import Transform
 from fastapi_mesh.config.edge.transform import TransformConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from fastapi_mesh.api_gateway.auth.plan import AuthPlan
     from fastapi_mesh.api_gateway.cache.wiring import Caching
     from fastapi_mesh.api_gateway.exchange import GatewayService
     from fastapi_mesh.api_gateway.observe import Meter
+    from fastapi_mesh.api_gateway.own_state import RouteState
     from fastapi_mesh.api_gateway.ratelimit.limits import RateLimits
     from fastapi_mesh.api_gateway.routes import Route
     from fastapi_mesh.api_gateway.transform.steps import TransformerPair
@@ -56,6 +61,7 @@ class Parts:
     limits: RateLimits | None = None
     auth: AuthPlan | None = None
     caching: Caching | None = None
+    own_states: Mapping[Route, RouteState] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +86,8 @@ ORDER: tuple[Row, ...] = (
             "Observe",
             "RequestId",
             "Preflight",
+            "Https",
+            "BodyLimit",
             "IpRateLimit",
             "Authenticate",
             "Authorize",
@@ -90,10 +98,12 @@ ORDER: tuple[Row, ...] = (
             "Transform",
             "Fault",
             "Identity",
+            "Headers",
             "Buffer",
             "Mirror",
             "UpstreamToken",
             "Hop",
+            "OwnState",
             MESH,
         ),
         because="a page can only read what is marked for it, refusals and errors too",
@@ -108,6 +118,8 @@ ORDER: tuple[Row, ...] = (
             "Observe",
             "RequestId",
             "Preflight",
+            "Https",
+            "BodyLimit",
             "IpRateLimit",
             "Authenticate",
             "Authorize",
@@ -118,10 +130,12 @@ ORDER: tuple[Row, ...] = (
             "Transform",
             "Fault",
             "Identity",
+            "Headers",
             "Buffer",
             "Mirror",
             "UpstreamToken",
             "Hop",
+            "OwnState",
             MESH,
         ),
         because="whatever fails further in, the client gets problem+json and nothing else",
@@ -132,6 +146,8 @@ ORDER: tuple[Row, ...] = (
         outside=(
             "RequestId",
             "Preflight",
+            "Https",
+            "BodyLimit",
             "IpRateLimit",
             "Authenticate",
             "Authorize",
@@ -142,10 +158,12 @@ ORDER: tuple[Row, ...] = (
             "Transform",
             "Fault",
             "Identity",
+            "Headers",
             "Buffer",
             "Mirror",
             "UpstreamToken",
             "Hop",
+            "OwnState",
             MESH,
         ),
         because="every answer and every refusal of a layer is counted, with the status the client sees",
@@ -155,6 +173,8 @@ ORDER: tuple[Row, ...] = (
         "RequestId",
         outside=(
             "Preflight",
+            "Https",
+            "BodyLimit",
             "IpRateLimit",
             "Authenticate",
             "Authorize",
@@ -165,10 +185,12 @@ ORDER: tuple[Row, ...] = (
             "Transform",
             "Fault",
             "Identity",
+            "Headers",
             "Buffer",
             "Mirror",
             "UpstreamToken",
             "Hop",
+            "OwnState",
             MESH,
         ),
         because="all layers that log, refuse or forward name the request by one id; it must not be taken for a hop's",
@@ -176,6 +198,62 @@ ORDER: tuple[Row, ...] = (
     ),
     Row(
         "Preflight",
+        outside=(
+            "Https",
+            "BodyLimit",
+            "IpRateLimit",
+            "Authenticate",
+            "Authorize",
+            "RateLimit",
+            "Split",
+            "Cache",
+            "Invalidate",
+            "Transform",
+            "Fault",
+            "Identity",
+            "Headers",
+            "Buffer",
+            "Mirror",
+            "UpstreamToken",
+            "Hop",
+            "OwnState",
+            MESH,
+        ),
+        because="browsers send preflights without credentials, and services needn't know of them",
+        make=lambda inner, route, parts: (
+            Preflight(inner, rules, route.config.methods)
+            if (rules := rules_of(route.config, parts.cors)) is not None
+            else None
+        ),
+        upgrades=False,
+    ),
+    Row(
+        "Https",
+        outside=(
+            "BodyLimit",
+            "IpRateLimit",
+            "Authenticate",
+            "Authorize",
+            "RateLimit",
+            "Split",
+            "Cache",
+            "Invalidate",
+            "Transform",
+            "Fault",
+            "Identity",
+            "Headers",
+            "Buffer",
+            "Mirror",
+            "UpstreamToken",
+            "Hop",
+            "OwnState",
+            MESH,
+        ),
+        because="nothing is done for a request that came in the clear, and a redirect costs as little as can be",
+        make=lambda inner, route, parts: None if route.https_port is None else Https(inner, route.https_port),
+    ),
+    Row(
+        "BodyLimit",
         outside=(
             "IpRateLimit",
             "Authenticate",
@@ -187,18 +265,16 @@ ORDER: tuple[Row, ...] = (
             "Transform",
             "Fault",
             "Identity",
+            "Headers",
             "Buffer",
             "Mirror",
             "UpstreamToken",
             "Hop",
+            "OwnState",
             MESH,
         ),
-        because="browsers send preflights without credentials, and services needn't know of them",
-        make=lambda inner, route, parts: (
-            Preflight(inner, rules, route.config.methods)
-            if (rules := rules_of(route.config, parts.cors)) is not None
-            else None
-        ),
+        because="whatever reads a body further in, reads no more of it than allowed",
+        make=lambda inner, route, parts: None if route.max_body is None else BodyLimit(inner, route.max_body),
         upgrades=False,
     ),
     Row(
@@ -213,10 +289,12 @@ ORDER: tuple[Row, ...] = (
             "Transform",
             "Fault",
             "Identity",
+            "Headers",
             "Buffer",
             "Mirror",
             "UpstreamToken",
             "Hop",
+            "OwnState",
             MESH,
         ),
         because="trying out credentials costs something, so an address is counted before they are checked",
@@ -233,10 +311,12 @@ ORDER: tuple[Row, ...] = (
             "Transform",
             "Fault",
             "Identity",
+            "Headers",
             "Buffer",
             "Mirror",
             "UpstreamToken",
             "Hop",
+            "OwnState",
             MESH,
         ),
         because="all layers further in may rely on who it is; nothing is counted, cached or sent on for nobody",
@@ -254,10 +334,12 @@ ORDER: tuple[Row, ...] = (
             "Transform",
             "Fault",
             "Identity",
+            "Headers",
             "Buffer",
             "Mirror",
             "UpstreamToken",
             "Hop",
+            "OwnState",
             MESH,
         ),
         because="a client that may not do this uses up nothing, and no stored answer shows it what it may not see",
@@ -274,10 +356,12 @@ ORDER: tuple[Row, ...] = (
             "Transform",
             "Fault",
             "Identity",
+            "Headers",
             "Buffer",
             "Mirror",
             "UpstreamToken",
             "Hop",
+            "OwnState",
             MESH,
         ),
         because="clients are counted by who they are; a cached answer counts too, and a refused request costs nothing",
@@ -291,10 +375,12 @@ ORDER: tuple[Row, ...] = (
             "Transform",
             "Fault",
             "Identity",
+            "Headers",
             "Buffer",
             "Mirror",
             "UpstreamToken",
             "Hop",
+            "OwnState",
             MESH,
         ),
         because="which service answers is known before anything is looked up or sent under its name",
@@ -306,21 +392,44 @@ ORDER: tuple[Row, ...] = (
     ),
     Row(
         "Cache",
-        outside=("Invalidate", "Transform", "Fault", "Identity", "Buffer", "Mirror", "UpstreamToken", "Hop", MESH),
+        outside=(
+            "Invalidate",
+            "Transform",
+            "Fault",
+            "Identity",
+            "Headers",
+            "Buffer",
+            "Mirror",
+            "UpstreamToken",
+            "Hop",
+            "OwnState",
+            MESH,
+        ),
         because="it answers only whom all refusals have let pass, under the name of the service that would answer",
         make=lambda inner, route, parts: None if parts.caching is None else parts.caching.layer(inner, route),
         upgrades=False,
     ),
     Row(
         "Invalidate",
-        outside=("Transform", "Fault", "Identity", "Buffer", "Mirror", "UpstreamToken", "Hop", MESH),
+        outside=(
+            "Transform",
+            "Fault",
+            "Identity",
+            "Headers",
+            "Buffer",
+            "Mirror",
+            "UpstreamToken",
+            "Hop",
+            "OwnState",
+            MESH,
+        ),
         because="what was changed is forgotten before the client hears of it, and a planted fault changes nothing",
         make=lambda inner, route, parts: None if parts.caching is None else parts.caching.invalidation(inner, route),
         upgrades=False,
     ),
     Row(
         "Transform",
-        outside=("Fault", "Identity", "Buffer", "Mirror", "UpstreamToken", "Hop", MESH),
+        outside=("Fault", "Identity", "Headers", "Buffer", "Mirror", "UpstreamToken", "Hop", "OwnState", MESH),
         because="what is cached was transformed once; what is retried, copied and forwarded is what they have made",
         make=lambda inner, route, parts: (
             Transform(inner, pairs, route.config.transform or parts.transform, dropped=parts.dropped)
@@ -331,7 +440,7 @@ ORDER: tuple[Row, ...] = (
     ),
     Row(
         "Fault",
-        outside=("Identity", "Buffer", "Mirror", "UpstreamToken", "Hop", MESH),
+        outside=("Identity", "Headers", "Buffer", "Mirror", "UpstreamToken", "Hop", "OwnState", MESH),
         because="a planted fault stands for one of the service's, and costs neither a body nor a copy",
         make=lambda inner, route, parts: (
             None if route.config.fault is None else Fault(inner, route.config.fault, parts.meter)
@@ -339,20 +448,31 @@ ORDER: tuple[Row, ...] = (
     ),
     Row(
         "Identity",
-        outside=("Buffer", "Mirror", "UpstreamToken", "Hop", MESH),
+        outside=("Headers", "Buffer", "Mirror", "UpstreamToken", "Hop", "OwnState", MESH),
         because="what a service is told of the client may be made for that service, so it must be known which it is",
         make=lambda inner, route, parts: None if parts.auth is None else parts.auth.identity(inner, route),
     ),
     Row(
+        "Headers",
+        outside=(
+            "Buffer",
+            "Mirror",
+            "OwnState",
+            MESH,
+        ),
+        because="what a route says of headers is the last word on them, after every layer that writes some",
+        make=lambda inner, route, parts: Headers(inner, route) if Headers.used_by(route) else None,
+    ),
+    Row(
         "Buffer",
-        outside=("Mirror", MESH),
+        outside=("Mirror", "OwnState", MESH),
         because="a retry and a copy need the body again; every refusal sits outside, so that no body is read for one",
         make=lambda inner, route, parts: Buffer(inner),
         upgrades=False,
     ),
     Row(
         "Mirror",
-        outside=("Hop", MESH),
+        outside=("Hop", "OwnState", MESH),
         because="the copy is what the service gets, with a body that can be sent twice",
         make=lambda inner, route, parts: (
             None if route.config.mirror is None else Mirror(inner, route.config.mirror, parts.mesh, parts.meter)
@@ -361,17 +481,26 @@ ORDER: tuple[Row, ...] = (
     ),
     Row(
         "UpstreamToken",
-        outside=("Hop", MESH),
+        outside=("Hop", "OwnState", MESH),
         because="the token is for that service: the copy that a mirror sends elsewhere must not have it",
         make=lambda inner, route, parts: None if parts.auth is None else parts.auth.upstream_token(inner, route),
     ),
     Row(
         "Hop",
-        outside=(MESH,),
+        outside=(
+            "OwnState",
+            MESH,
+        ),
         because="the layers outside see the answer as the client will: without fields of the connection to the service",
         make=lambda inner, route, parts: Hop(
             inner, dropped=dropped_below(parts.caching, route, parts.dropped), via=parts.via
         ),
+    ),
+    Row(
+        "OwnState",
+        outside=(MESH,),
+        because="the call is made under the route's policy, to the service that is chosen by now",
+        make=lambda inner, route, parts: None if (own := parts.own_states.get(route)) is None else OwnState(inner, own),
     ),
 )
 

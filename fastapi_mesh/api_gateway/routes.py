@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from fastapi_mesh.api_gateway.choice import Conditions
 from fastapi_mesh.api_gateway.table import Entry, RouteTable
-from fastapi_mesh.api_gateway.target import Rewriting, Stripping, positions_of, target_of, values_at
+from fastapi_mesh.api_gateway.target import Rewriting, Stripping, check_sendable, positions_of, target_of, values_at
 from fastapi_mesh.config.edge.websocket import WebSocketPolicy
 from fastapi_mesh.config.routes import answering
 
@@ -87,6 +87,7 @@ class Route:
         Raises InvalidRequestError for a path whose `..` or encoded slash would lead out of what the route may reach.
         """
         if self._changed is not None:
+            check_sendable(path)
             path = self._changed(path)
         return target_of(path, query)
 

@@ -194,9 +194,9 @@ class RouteTable(Generic[R]):
                 if found is None and method not in _ONLY_WHEN_NAMED:
                     found = routes.get(ANY_METHOD)
                 if found.__class__ is Choice:
-                    found = _chosen(found, scope, authority)  # type: ignore[arg-type]  # narrowed by isinstance only
+                    found = _chosen(found, scope, authority)
                 if found is not None:
-                    return found
+                    return found  # type: ignore[return-value]  # mypy narrows by isinstance only, which is slower
                 refused.append(routes)
             else:
                 return _not_allowed(refused, method, scope, authority) if refused else None

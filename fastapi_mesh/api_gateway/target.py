@@ -182,6 +182,11 @@ def values_at(positions: dict[str, int], path: bytes) -> dict[str, bytes]:
 def target_of(path: bytes, query: bytes) -> bytes:
     """The origin-form target. Raises InvalidRequestError when it can't be one."""
     target = path + b"?" + query if query else path
+    check_sendable(target)
+    return target
+
+
+def check_sendable(target: bytes) -> None:
+    """Raises InvalidRequestError for a byte that no request target has."""
     if target.translate(None, _SENDABLE):
         raise InvalidRequestError("the request target has a byte in it that no URL has")
-    return target

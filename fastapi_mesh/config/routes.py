@@ -201,6 +201,14 @@ class RouteConfig(RouteSettings, RoutePlace):
         """What problems call this route."""
         return self.name or self.path
 
+    @property
+    def identity(self) -> str:
+        """What makes it the same route after a change of its other settings."""
+        if self.name is not None:
+            return self.name
+        conditions = (self.host, self.headers, self.query, self.priority)
+        return f"{self.path} {','.join(self.methods or ('*',))} {conditions!r}"
+
     @model_validator(mode="after")
     def _templates_fit_the_path(self) -> Self:
         parameters = _PARAMETER.findall(self.path)

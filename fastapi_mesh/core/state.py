@@ -83,16 +83,21 @@ class ServiceState:
     the happy path. `lost_at` is when a failed connection was last counted for the breaker (monotonic seconds). A
     machine is None where its policy is off. The state survives a reload of the configuration unless its own section
     changed.
+
+    A route with a section of its own has a `variant` of the state, with machines of its own for the sections in `own`
+    and everything else shared; `family` are the state and all its variants.
     """
 
     __slots__ = (
         "breaker",
         "budget",
         "candidates",
+        "family",
         "instances",
         "lost_at",
         "name",
         "next_trial",
+        "own",
         "picker",
         "seats",
         "statistics",
@@ -115,15 +120,35 @@ class ServiceState:
         self.seats = seats
         self.budget = budget
         self.statistics = ServiceStatistics()
+        self.own: frozenset[str] = frozenset()
+        self.family: list[ServiceState] = [self]
         self.lost_at = -inf
         self.candidates: tuple[InstanceState, ...] = ()
         self.next_trial = inf
         self.refresh()
 
+    def variant(self, own: frozenset[str]) -> ServiceState:
+        """A state over the same instances and counters, for machines of its own; it ends with `family.remove`."""
+        made = ServiceState(
+            self.name,
+            instances=self.instances,
+            picker=self.picker,
+            breaker=self.breaker,
+            seats=self.seats,
+            budget=self.budget,
+        )
+        made.statistics = self.statistics
+        made.own = own
+        made.family = self.family
+        self.family.append(made)
+        return made
+
     def refresh(self) -> None:
         """Recompute `candidates` and `next_trial`; called when the list, or an instance's ejection, changed."""
         everyone = self.instances.value or ()
         usable = tuple(each for each in everyone if each.instance.health != "unhealthy")
-        self.candidates = tuple(each for each in usable or everyone if not each.ejected_until)
+        candidates = tuple(each for each in usable or everyone if not each.ejected_until)
         waiting = [each.ejected_until for each in everyone if each.ejected_until and not each.trial]
-        self.next_trial = min(waiting, default=inf)
+        for state in self.family:
+            state.candidates = candidates
+            state.next_trial = min(waiting, default=inf)

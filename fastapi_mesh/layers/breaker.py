@@ -51,8 +51,12 @@ def _fail() -> None:
 class PyBreaker(pybreaker.CircuitBreakerListener):
     """One service's circuit: `admit` gives a ticket (the generation), and the ticket says later how it went."""
 
-    def __init__(self, name: str, policy: BreakerPolicy, *, clock: Clock, observer: Observer) -> None:
+    def __init__(
+        self, name: str, policy: BreakerPolicy, *, clock: Clock, observer: Observer, label: str | None = None
+    ) -> None:
+        """`name` is the service; `label` what its changes are told under, where it has more than one circuit."""
         self._name = name
+        self._label = label or name
         self._policy = policy
         self._clock = clock
         self._observer = observer
@@ -79,7 +83,7 @@ class PyBreaker(pybreaker.CircuitBreakerListener):
         if self.state == OPEN:
             self._opened_at = self._clock.now()
         if before != self.state:
-            self._observer(CircuitChanged(self._name, before, self.state))
+            self._observer(CircuitChanged(self._label, before, self.state))
 
     def statistics(self) -> dict[str, float | str]:
         retry_in = self._opened_at + self._policy.recovery_timeout - self._clock.now() if self.state == OPEN else 0.0

@@ -15,7 +15,14 @@ from fastapi_mesh.layers.retry import RetryBudget
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from fastapi_mesh.config.policies import BalancingPolicy, ServicePolicy
+    from fastapi_mesh.config.policies import (
+        BalancingPolicy,
+        BreakerPolicy,
+        BulkheadPolicy,
+        CallPolicy,
+        RetryPolicy,
+        ServicePolicy,
+    )
     from fastapi_mesh.core.clock import Clock
     from fastapi_mesh.core.events import Observer
     from fastapi_mesh.discovery.directory import Directory
@@ -102,27 +109,54 @@ class StateTable:
             self._equip(state, before, after)
 
     def _equip(self, state: ServiceState, before: ServicePolicy | None, after: ServicePolicy) -> None:
-        """Make the machines whose section is new or has changed."""
-        name = state.name
+        """Make the machines whose section is new or has changed; variants with a section of their own keep theirs."""
         if before is None or before.circuit_breaker != after.circuit_breaker:
-            breaker = after.circuit_breaker
-            state.breaker = (
-                None if breaker is None else PyBreaker(name, breaker, clock=self._clock, observer=self._observer)
-            )
+            breaker = self._new_breaker(state.name, after.circuit_breaker)
+            for each in _sharing(state, "circuit_breaker"):
+                each.breaker = breaker
         if before is None or before.bulkhead != after.bulkhead:
-            state.seats = None if after.bulkhead is None else SeatQueue(name, after.bulkhead, clock=self._clock)
+            seats = self._new_seats(state.name, after.bulkhead)
+            for each in _sharing(state, "bulkhead"):
+                each.seats = seats
         if before is None or before.retry != after.retry:
-            retry = after.retry
-            state.budget = (
-                None
-                if retry is None
-                else RetryBudget(retry.budget_ratio, retry.budget_min_per_second, clock=self._clock)
-            )
+            budget = self._new_budget(after.retry)
+            for each in _sharing(state, "retry"):
+                each.budget = budget
         if before is not None and before.load_balancing != after.load_balancing:
-            state.picker = new_picker(after.load_balancing)
-            for each in state.instances.value or ():
-                each.weight = _weight(each.instance, after.load_balancing)
+            picker = new_picker(after.load_balancing)
+            for each in state.family:
+                each.picker = picker
+            for instance in state.instances.value or ():
+                instance.weight = _weight(instance.instance, after.load_balancing)
             state.refresh()
+
+    def equip_variant(self, variant: ServiceState, before: CallPolicy | None, after: CallPolicy, label: str) -> None:
+        """Give a variant the machines of its own sections that are new or have changed; `label` is for its circuit."""
+        own = variant.own
+        if "circuit_breaker" in own and (before is None or before.breaker != after.breaker):
+            variant.breaker = self._new_breaker(variant.name, after.breaker, label)
+        if "bulkhead" in own and (before is None or before.bulkhead != after.bulkhead):
+            variant.seats = self._new_seats(variant.name, after.bulkhead)
+        if "retry" in own and (before is None or before.retry != after.retry):
+            variant.budget = self._new_budget(after.retry)
+
+    def _new_breaker(self, name: str, policy: BreakerPolicy | None, label: str | None = None) -> PyBreaker | None:
+        if policy is None:
+            return None
+        return PyBreaker(name, policy, clock=self._clock, observer=self._observer, label=label)
+
+    def _new_seats(self, name: str, policy: BulkheadPolicy | None) -> SeatQueue | None:
+        return None if policy is None else SeatQueue(name, policy, clock=self._clock)
+
+    def _new_budget(self, policy: RetryPolicy | None) -> RetryBudget | None:
+        if policy is None:
+            return None
+        return RetryBudget(policy.budget_ratio, policy.budget_min_per_second, clock=self._clock)
+
+
+def _sharing(state: ServiceState, section: str) -> list[ServiceState]:
+    """The states of a family that have no machine of their own for `section`."""
+    return [each for each in state.family if section not in each.own]
 
 
 def _weight(instance: Instance, policy: BalancingPolicy) -> float:

@@ -16,7 +16,7 @@ from fastapi_mesh.api_gateway.headers import NO_BODY, RequestNames, read_request
 from fastapi_mesh.api_gateway.observe import UNMATCHED
 from fastapi_mesh.api_gateway.request_id import accept
 from fastapi_mesh.api_gateway.table import Refusal
-from fastapi_mesh.api_gateway.target import strip, target_of
+from fastapi_mesh.api_gateway.target import strip
 from fastapi_mesh.api_gateway.websocket.closes import RESTART
 from fastapi_mesh.api_gateway.websocket.handshake import Handshake, as_http
 from fastapi_mesh.api_gateway.websocket.refusal import send_refusal
@@ -155,9 +155,8 @@ class WebSockets:
         scope = as_http(scope)
         path, prefix = place.path, place.prefix
         if route.strip:
-            cut, path = strip(path, route.strip)
-            prefix += cut
-        target = target_of(path, scope["query_string"])
+            prefix += strip(path, route.strip)[0]
+        target = route.target(path, scope["query_string"])
         head = read_request(scope["headers"], scope["http_version"], self._names, place.authority)
         if head.length not in (NO_BODY, 0):
             raise InvalidRequestError("a WebSocket's handshake has no body")
