@@ -99,7 +99,7 @@ async def read_body(reader: asyncio.StreamReader, head: bytes) -> bytes:
 
 
 @asynccontextmanager
-async def serving(app: object, http: str = "httptools", **options: object) -> AsyncIterator[int]:
+async def serving(app: object, http: object = "httptools", **options: object) -> AsyncIterator[int]:
     """Run `app` on uvicorn in this event loop; gives the port."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
