@@ -31,7 +31,7 @@ class GatewayRouter(APIRouter):
         self._gateway = gateway
 
     def matches(self, scope: Message) -> tuple[Match, Message]:
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             return Match.NONE, {}
         found = self._gateway.find(scope)
         if found is None:
@@ -59,7 +59,7 @@ class GatewayMiddleware:
         self.gateway = gateway
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
+        if scope["type"] in ("http", "websocket"):
             found = self.gateway.find(scope)
             if found is not None:
                 await self.gateway.answer(scope, receive, send, found)

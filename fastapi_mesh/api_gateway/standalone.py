@@ -43,12 +43,16 @@ async def serve_http(gateway: APIGateway, scope: Message, receive: Receive, send
 
 
 async def serve_other(gateway: APIGateway, scope: Message, receive: Receive, send: Send) -> None:
-    """The lifespan, and WebSockets, which are refused in their handshake."""
+    """The lifespan, and WebSockets."""
     if scope["type"] == "lifespan":
         await _serve_lifespan(gateway, scope, receive, send)
-    else:
-        await receive()
-        await send({"type": "websocket.close", "code": 1000})
+        return
+    life = gateway.life or await gateway.open_in(scope)
+    place = gateway.find(scope)
+    if place is None:
+        place = Place(scope.get("raw_path") or scope["path"].encode())
+        place.route = _NOT_FOUND
+    await life.websockets(scope, receive, send, place)
 
 
 async def _serve_lifespan(gateway: APIGateway, scope: Message, receive: Receive, send: Send) -> None:

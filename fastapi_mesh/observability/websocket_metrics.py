@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 from prometheus_client import Counter, Gauge
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from prometheus_client import CollectorRegistry
 
 _NAMED = frozenset({*range(1000, 1004), *range(1005, 1015)})
@@ -66,7 +68,7 @@ class WebSocketTally:
 
     __slots__ = ("_closed", "_messages", "_open", "_path", "_sizes")
 
-    def __init__(self, path: str, opened: Gauge, closed: Counter, messages: list[Inc], sizes: list[Inc]) -> None:
+    def __init__(self, path: str, opened: Gauge, closed: Counter, messages: Sequence[Inc], sizes: Sequence[Inc]) -> None:
         self._path = path
         self._open = opened.labels(path)
         self._closed = closed

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from typing import TYPE_CHECKING
 
 from fastapi_mesh.api_gateway.exchange import Exchange
 from fastapi_mesh.api_gateway.websocket.framing import Frames
-from fastapi_mesh.exceptions import InvalidRequestError, UpstreamProtocolError
+from fastapi_mesh.exceptions import ConfigurationError, InvalidRequestError, UpstreamProtocolError
 
 if TYPE_CHECKING:
     from fastapi_mesh.api_gateway.exchange import GatewayService
     from fastapi_mesh.core.instance import Message as Scope
     from fastapi_mesh.core.message import Header, Response
+
+logger = logging.getLogger("fastapi_mesh.gateway")
 
 SWITCHED = 101
 _OURS = b"sec-websocket-"
@@ -66,7 +69,13 @@ class Upgrade:
     async def __call__(self, request: Exchange) -> Response:
         assert isinstance(request, Handshake), "the chain of a handshake answers nothing else"
         policy = request.route.websocket
-        frames = Frames(request.scope["subprotocols"], max_message=policy.max_message, compression=policy.compression)
+        try:
+            frames = Frames(
+                request.scope["subprotocols"], max_message=policy.max_message, compression=policy.compression
+            )
+        except ConfigurationError as error:
+            logger.error("%s", error)  # the client is told nothing of it
+            raise
         request.headers = [*request.headers, *frames.headers]
         response = await self.inner(request)
         if response.status == SWITCHED:
