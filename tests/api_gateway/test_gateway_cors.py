@@ -272,7 +272,7 @@ async def test_an_application_around_the_gateway_gets_no_preflight_of_its_routes
     ],
 )
 def test_settings_that_no_browser_could_follow_are_refused(settings: dict[str, object], text: str) -> None:
-    with pytest.raises(ValidationError, match="(?s).*") as refused:
+    with pytest.raises(ValidationError, match="validation error") as refused:
         CorsConfig.model_validate(settings)
     assert text in str(refused.value)
 

@@ -91,7 +91,9 @@ async def test_a_changed_path_is_the_clients_so_the_prefix_is_still_stripped() -
         await client.get("/api/old/a%2Fb")
         assert echo.last["path"] == "/new/a/b", "path is decoded"
         await client.get("/api/other/a%2Fb?x=%41")
-        assert (echo.last["path"], echo.last["query"]) == ("/other/a%2Fb", "x=%41"), "what isn't changed stays as it came"
+        assert (echo.last["path"], echo.last["query"]) == ("/other/a%2Fb", "x=%41"), (
+            "what isn't changed stays as it came"
+        )
 
 
 async def test_a_raw_path_keeps_its_encoded_slash() -> None:
@@ -397,7 +399,9 @@ async def test_a_coded_body_is_shown_decoded_and_sent_as_it_came_unless_it_is_ch
         broken = await client.post("/api/x", content=packed[:-4], headers={"content-encoding": "gzip"})
 
     assert seen == [b"plain", b"plain"]
-    assert [(a.status_code, a.headers["x-mesh-reason"]) for a in (unknown, broken)] == [(415, "transform-unreadable")] * 2
+    assert [(a.status_code, a.headers["x-mesh-reason"]) for a in (unknown, broken)] == [
+        (415, "transform-unreadable")
+    ] * 2
 
 
 @pytest.mark.spec("A2")

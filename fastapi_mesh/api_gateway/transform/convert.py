@@ -185,12 +185,17 @@ def load_json(body: bytes) -> object:
     except ValueError as error:
         raise ValueError(f"it is not JSON: {error}") from error
     level: list[object] = [data]
-    for _ in range(MAX_DEPTH + 1):
-        containers = [each for each in level if isinstance(each, (dict, list))]
-        level = [value for each in containers for value in (each.values() if isinstance(each, dict) else each)]
-        if not level:
-            return data
-    raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels")
+    for _ in range(MAX_DEPTH):
+        level = [value for each in level for value in _inside(each)]
+    if any(isinstance(each, (dict, list)) for each in level):
+        raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels")
+    return data
+
+
+def _inside(value: object) -> Iterable[object]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 def _check_names(data: object) -> None:

@@ -11,7 +11,6 @@ from fastapi_mesh.api_gateway.client import Client
 from fastapi_mesh.api_gateway.headers import check_host
 from fastapi_mesh.api_gateway.problems import GatewayRefusalError
 from fastapi_mesh.api_gateway.request_id import REQUEST_ID, accept
-from fastapi_mesh.api_gateway.target import strip, target_of
 from fastapi_mesh.api_gateway.transform.body import TooLongError, UnreadableError, decoded, read_request, resumed
 from fastapi_mesh.api_gateway.transform.fields import Fields
 from fastapi_mesh.api_gateway.transform.limits import RequestTooLongError, RequestUnreadableError, UnsendableError
@@ -118,11 +117,10 @@ class Incoming:
             if _climbs(self.exchange.path):
                 raise AmbiguousTargetError("The path can be read in more than one way.")
             raise UnsendableError(f"the path {asked.path!r:.200} has dot segments or a NUL in it")
-        path = strip(raw, route.strip)[1] if route.strip else raw
         try:
-            return target_of(path, asked.query.encode())
-        except InvalidRequestError as error:
-            raise UnsendableError(str(error)) from error
+            return route.target(raw, asked.query.encode())
+        except (InvalidRequestError, IndexError) as error:  # a path with less segments than `rewrite` wants
+            raise UnsendableError(f"the path {asked.path!r:.200} doesn't fit the route: {error}") from error
 
     def _apply_headers(self) -> None:
         headers, context = list(self.asked.headers.raw), self.exchange.context

@@ -58,7 +58,8 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
 def _called(function: FunctionType, owner: object, names: set[str]) -> Iterator[FunctionType]:
     """Functions that the code may mean by `names`: methods of its object, globals of its module, closed-over values."""
     for name in names:
-        yield from _functions(inspect.getattr_static(owner, name, None))
+        for place in (owner, *type(owner).__mro__):  # all of them, since it may call super()
+            yield from _functions(getattr(place, "__dict__", {}).get(name))
         yield from _functions(function.__globals__.get(name))
     for cell in function.__closure__ or ():
         try:
