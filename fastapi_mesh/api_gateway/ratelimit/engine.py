@@ -1,4 +1,4 @@
-"""The counts of a gateway's rate limits: in memory or in a Redis, kept over reloads, with a second place for failures."""
+"""The counts of a gateway's rate limits, in memory or in a Redis, with a second place for failures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What clients are told of their rate limits: the IETF's `RateLimit` fields, `X-RateLimit-*`, and the text of a refusal.
+"""What clients are told of their rate limits: the IETF's `RateLimit` fields, `X-RateLimit-*`, and rates in words.
 
 draft-ietf-httpapi-ratelimit-headers-10: `RateLimit-Policy` lists all windows (`q` amount, `w` seconds), `RateLimit` the
 tightest one (`r` what is left, `t` seconds until there is more). `X-RateLimit-Limit`, `-Remaining` and `-Reset` say the

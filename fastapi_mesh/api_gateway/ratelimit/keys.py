@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fastapi_mesh.api_gateway.exchange import Exchange
 
-KeyFunction = Callable[["Exchange"], "str | None | Awaitable[str | None]"]
+KeyFunction = Callable[["Exchange"], "str | Awaitable[str | None] | None"]
 """Says who a request is counted for; None: as the key `client` does."""
 CostFunction = Callable[["Exchange"], "int | Awaitable[int]"]
 """Says how much a request counts; 0: it is not counted."""

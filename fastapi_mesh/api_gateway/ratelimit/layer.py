@@ -75,7 +75,7 @@ class RateLimit:
             cost = limit.cost if isinstance(limit.cost, int) else await limit.cost(request)
             if cost:
                 for before, window, after in limit.windows:
-                    charges.append(Charge(before + identity + after, window, cost))  # noqa: PERF401 - the fastest
+                    charges.append(Charge(before + identity + after, window, cost))
         if not charges:
             return await self.inner(request)
         try:
@@ -105,7 +105,7 @@ class RateLimit:
             return RateLimitedError(f"This request costs more than the limit of {rate} ever allows.", headers=headers)
         seconds = max(1, math.ceil(verdict.wait))
         text = f"The limit of {rate} is used up; try again in {seconds} s."
-        return RateLimitedError(text, headers=headers, retry_after=verdict.wait)
+        return RateLimitedError(text, headers=headers, retry_after=seconds)
 
     async def _without_storage(self, request: Exchange, charges: Sequence[Charge]) -> Response:
         """Each limit has its own rule for this; the strictest that says anything counts."""

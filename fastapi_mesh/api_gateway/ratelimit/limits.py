@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from fastapi_mesh.api_gateway.ratelimit.engine import RateLimitEngine, engine_settings
 from fastapi_mesh.api_gateway.ratelimit.headers import policy_header
-from fastapi_mesh.api_gateway.ratelimit.keys import Identities, cost_of
+from fastapi_mesh.api_gateway.ratelimit.keys import Identities, cost_of, hashed
 from fastapi_mesh.api_gateway.ratelimit.layer import RateLimit
 from fastapi_mesh.api_gateway.ratelimit.windows import Window
 from fastapi_mesh.exceptions import ConfigurationError
@@ -78,6 +78,8 @@ class RateLimits:
         own = self._by_ip
         if own is None:
             return None
+        if own.key == "client":
+            own = own.model_copy(update={"key": "ip"})
         scope = f"ip:{_named(route.config)}" if own.key == "route" else "ip"
         return self._new(inner, (self._limit(own, own.name or "ip", _scope(own, scope)),))
 
@@ -122,7 +124,9 @@ def _scope(policy: RateLimitPolicy, scope: str) -> str:
 
 def _named(config: RouteConfig) -> str:
     """What tells a route from others, and stays when its other settings change."""
-    return f"{','.join(sorted(config.methods or ()))} {config.path}"
+    name = f"{','.join(sorted(config.methods or ()))} {config.path}"
+    matches = config.model_dump_json(include={"host", "headers", "query"}, exclude_defaults=True)
+    return name if matches == "{}" else f"{name} {hashed('match', matches)[:8]}"
 
 
 def rate_limits(
@@ -158,9 +162,11 @@ def _places(config: GatewayConfig, routes: Iterable[Route]) -> list[tuple[str, R
         if configured.rate_limit is not None:
             places.append((f"routes[{index}].rate_limit", configured.rate_limit))
     own = {id(configured) for configured in config.routes}
-    for route in routes:  # those made from discovered services
-        if id(route.config) not in own and route.config.rate_limit is not None:
-            places.append((f"route {route.path}: rate_limit", route.config.rate_limit))
+    places += [  # those made from discovered services
+        (f"route {route.path}: rate_limit", route.config.rate_limit)
+        for route in routes
+        if id(route.config) not in own and route.config.rate_limit is not None
+    ]
     return places
 
 
@@ -173,6 +179,8 @@ def _problems(place: str, policy: RateLimitPolicy, config: GatewayConfig, extens
         if isinstance(value, str) and value.startswith("function:") and value.removeprefix("function:") not in known:
             given = f"configure_rate_limits({option}s={{{value.removeprefix('function:')!r}: ...}})"
             problems.append(f"{place}.{option}: {value!r} is a function that nobody gave; {given} does")
+    if policy is config.ip_rate_limit and policy.key == "principal":
+        problems.append(f"{place}.key: 'principal' is not known yet where this limit is checked; rate_limit's can be")
     if policy.strategy is None and config.rate_limiting.strategy == "moving" and (problem := policy.too_long()):
         problems.append(f"{place}: {problem}")
     return problems

@@ -42,9 +42,9 @@ class Charge(NamedTuple):
 class State(NamedTuple):
     """A count after a request.
 
-    For sliding and fixed windows: `before` the count of the last window (0 if fixed), `counted` that of this one, `left`
-    seconds of it. For moving windows: `before` the seconds until the oldest request leaves, `left` those until there is
-    room for a refused request.
+    For sliding and fixed windows: `before` the count of the last window (0 if fixed), `counted` that of this one,
+    `left` seconds of it. For moving windows: `before` the seconds until the oldest request leaves, `left` those until
+    there is room for a refused request.
     """
 
     before: float

@@ -34,7 +34,7 @@ class SecretUrl(str):
     __slots__ = ()
 
     def __repr__(self) -> str:
-        return shown(self)
+        return shown(str(self))
 
 
 @dataclass(frozen=True, slots=True)
