@@ -60,7 +60,7 @@ class Node:
                 mesh.life.saw_server(scope.get("server"))
             await self._http(scope, receive, send)
         else:
-            token = current_inbound.set(self._inbound(scope))
+            token = current_inbound.set(self._inbound_socket(scope))
             try:
                 await self._app(scope, receive, send)
             finally:
@@ -69,6 +69,13 @@ class Node:
     def _inbound(self, scope: Scope) -> Inbound:
         now = self.mesh.clock.now()
         return read_inbound(self.mesh, scope["headers"], now, trust_request_id=self._trust_request_id)
+
+    def _inbound_socket(self, scope: Scope) -> Inbound:
+        """A WebSocket's: its deadline was the handshake's, and uvicorn leaves the names of its headers as they came."""
+        headers = [(name.lower(), value) for name, value in scope["headers"]]
+        inbound = read_inbound(self.mesh, headers, self.mesh.clock.now(), trust_request_id=self._trust_request_id)
+        inbound.deadline = None
+        return inbound
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         inbound = self._inbound(scope)
