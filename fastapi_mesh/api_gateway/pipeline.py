@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from fastapi_mesh.api_gateway.access_log import AccessLog
 from fastapi_mesh.api_gateway.body_limit import BodyLimit
 from fastapi_mesh.api_gateway.buffer import Buffer
 from fastapi_mesh.api_gateway.cache.wiring import dropped_below
@@ -29,6 +30,7 @@ from fastapi_mesh.config.edge.transform import TransformConfig
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from fastapi_mesh.api_gateway.access_lines import AccessLines
     from fastapi_mesh.api_gateway.auth.plan import AuthPlan
     from fastapi_mesh.api_gateway.cache.wiring import Caching
     from fastapi_mesh.api_gateway.exchange import GatewayService
@@ -56,6 +58,7 @@ class Parts:
     via: Header
     mesh: ServiceMesh
     cors: CorsConfig | None = None
+    lines: AccessLines | None = None
     transform: TransformConfig = _TRANSFORM
     transformers: tuple[TransformerPair, ...] = ()
     limits: RateLimits | None = None
@@ -82,6 +85,7 @@ ORDER: tuple[Row, ...] = (
     Row(
         "Cors",
         outside=(
+            "AccessLog",
             "Problems",
             "Observe",
             "RequestId",
@@ -111,6 +115,36 @@ ORDER: tuple[Row, ...] = (
             Cors(inner, rules) if (rules := rules_of(route.config, parts.cors)) is not None else None
         ),
         upgrades=False,
+    ),
+    Row(
+        "AccessLog",
+        outside=(
+            "Problems",
+            "Observe",
+            "RequestId",
+            "Preflight",
+            "Https",
+            "BodyLimit",
+            "IpRateLimit",
+            "Authenticate",
+            "Authorize",
+            "RateLimit",
+            "Split",
+            "Cache",
+            "Invalidate",
+            "Transform",
+            "Fault",
+            "Identity",
+            "Headers",
+            "Buffer",
+            "Mirror",
+            "UpstreamToken",
+            "Hop",
+            "OwnState",
+            MESH,
+        ),
+        because="a line says what the client got, of refusals and errors too",
+        make=lambda inner, route, parts: None if parts.lines is None else AccessLog(inner, parts.lines),
     ),
     Row(
         "Problems",

@@ -11,9 +11,10 @@ from fastapi_mesh.config.edge.cache import CacheConfig, CacheTtl
 from fastapi_mesh.config.edge.cors import CorsConfig
 from fastapi_mesh.config.edge.limits import RateLimitingConfig, RateLimitSetting
 from fastapi_mesh.config.edge.listener import Listener
+from fastapi_mesh.config.edge.logging import AccessLog, Level
 from fastapi_mesh.config.edge.routing import HostPolicy, MaxBody
-from fastapi_mesh.config.edge.websocket import WebSocketPolicy
 from fastapi_mesh.config.edge.transform import TransformConfig
+from fastapi_mesh.config.edge.websocket import WebSocketPolicy
 from fastapi_mesh.config.fields import (
     Factor,
     Frozen,
@@ -145,9 +146,12 @@ class GatewayConfig(Listener):
     cache: CacheConfig = Field(
         default=CacheConfig(), description="The shared cache: its store, and the rules of all routes that use it."
     )
-    access_log: LaterOption = later("access_log")
-    error_log: LaterOption = later("error_log")
-    log_level: LaterOption = later("log_level")
+    access_log: AccessLog = Field(default=None, description="A line for each request; None: none.")
+    error_log: bool = Field(
+        default=True,
+        description="Write the gateway's own warnings and errors to stderr; standalone, where no logging is set up.",
+    )
+    log_level: Level = Field(default="INFO", description="The least level that is written there.")
     dynamic_routing: bool = Field(
         default=False, description="Make a route '<route_prefix>/<service>/*' for each service that discovery knows."
     )

@@ -27,10 +27,6 @@ LATER: dict[str, str] = {
     "health_check_required": "active health checks are",
     "sticky_sessions": "sticky sessions are",
     "session_affinity_header": "sticky sessions are",
-    # a gateway of its own
-    "access_log": "the access log is",
-    "error_log": "the error log is",
-    "log_level": "a log level of its own is",
     # identity
     "enable_mtls": "mutual TLS is",
     "cert_path": "mutual TLS is",
