@@ -51,6 +51,13 @@ def soak(session: nox.Session) -> None:
 
 
 @nox.session
+def autobahn(session: nox.Session) -> None:
+    """The Autobahn test suite against WebSockets through a gateway; takes minutes: nox -s autobahn [-- --cases 1.*]."""
+    session.install("-q", "-e", ".[server,ws]", "wsproto", "virtualenv<20.22")  # the last that makes Python 2.7's
+    session.run("python", "tests/foreign/autobahn.py", *session.posargs)
+
+
+@nox.session
 def servers(session: nox.Session) -> None:
     """Install the real servers that tests and benchmarks run against (Debian packages, so as root): nox -s servers."""
     session.run("python", "tests/support/servers.py", *session.posargs)
