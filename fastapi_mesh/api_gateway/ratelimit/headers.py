@@ -38,11 +38,11 @@ def policy_header(windows: Iterable[Window]) -> Header:
 
 def standing_headers(verdict: Verdict) -> tuple[Header, ...]:
     """`RateLimit` and `X-RateLimit-*` for the tightest window."""
-    window, remaining = verdict.window, b"%d" % verdict.remaining
-    seconds = b"%d" % math.ceil(verdict.soon)
+    window = verdict.window
+    remaining, seconds = b"%d" % verdict.remaining, b"%d" % math.ceil(verdict.soon)
     return (
-        (b"ratelimit", b'"%b";r=%b;t=%b' % (window.name.encode(), remaining, seconds)),
-        (b"x-ratelimit-limit", b"%d" % window.amount),
+        (b"ratelimit", window.item + remaining + b";t=" + seconds),
+        window.amount_header,
         (b"x-ratelimit-remaining", remaining),
         (b"x-ratelimit-reset", seconds),
     )

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from fastapi_mesh.api_gateway.problems import GatewayRefusalError
 from fastapi_mesh.api_gateway.ratelimit.headers import NAMES, shown_rate, standing_headers
-from fastapi_mesh.api_gateway.ratelimit.windows import Charge
 from fastapi_mesh.wire.redis import StorageUnavailableError
 
 if TYPE_CHECKING:
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from fastapi_mesh.api_gateway.exchange import Exchange, GatewayService
     from fastapi_mesh.api_gateway.ratelimit.engine import RateLimitEngine
     from fastapi_mesh.api_gateway.ratelimit.limits import Limit
-    from fastapi_mesh.api_gateway.ratelimit.windows import Verdict
+    from fastapi_mesh.api_gateway.ratelimit.windows import Charge, Verdict
     from fastapi_mesh.core.message import Header, Response
 
 
@@ -75,7 +74,7 @@ class RateLimit:
             cost = limit.cost if isinstance(limit.cost, int) else await limit.cost(request)
             if cost:
                 for before, window, after in limit.windows:
-                    charges.append(Charge(before + identity + after, window, cost))
+                    charges.append((before + identity + after, window, cost))
         if not charges:
             return await self.inner(request)
         try:
@@ -116,7 +115,7 @@ class RateLimit:
         if rule == "closed":
             raise RateLimitUnavailableError("Rate limits can't be checked at the moment.", retry_after=1)
         own = {limit.name for limit in self._limits if limit.on_failure == "local"}
-        counted = [charge for charge in charges if charge.window.limit in own]
+        counted = [charge for charge in charges if charge[1].limit in own]
         if not counted:
             return await self.inner(request)
         return await self._judged(request, self._engine.memory.charge(counted))

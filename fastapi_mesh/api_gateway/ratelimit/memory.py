@@ -10,24 +10,24 @@ import time
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING
 
-from fastapi_mesh.api_gateway.ratelimit.windows import State, judge
+from fastapi_mesh.api_gateway.ratelimit.windows import judge
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from fastapi_mesh.api_gateway.ratelimit.windows import Charge, Verdict, Window
+    from fastapi_mesh.api_gateway.ratelimit.windows import Charge, State, Verdict, Window
 
 TIMES_PER_KEY = 10
 """Times of moving windows kept at most, for each of `max_keys`: 32 bytes each."""
 
 
 class _Counter:
-    """A sliding or fixed window: `slot` its number or its end, `before` and `count` its counters."""
+    """A sliding or fixed window: when it ends, `before` and `count` its counters."""
 
-    __slots__ = ("before", "count", "expires", "slot")
+    __slots__ = ("before", "count", "end", "expires")
 
     def __init__(self) -> None:
-        self.slot = 0.0
+        self.end = 0.0
         self.before = 0
         self.count = 0
         self.expires = 0.0
@@ -67,15 +67,15 @@ class MemoryCounters:
     def charge(self, charges: Sequence[Charge]) -> Verdict:
         """Count a request in all its windows, or in none where one of them has no room. `charges` is not empty."""
         now = self._now()
+        known = self._entries
         entries = []
-        states = []
         allowed = True
         for key, window, cost in charges:
-            entry = self._entries.get(key)
+            entry = known.get(key)
             if entry is None:
                 entry = self._new(key, window, now)
             else:
-                self._entries.move_to_end(key)
+                known.move_to_end(key)
             entries.append(entry)
             if isinstance(entry, _Log):
                 taken = self._prune(entry, now - window.seconds)
@@ -85,14 +85,14 @@ class MemoryCounters:
                 taken = _sliding(entry, window, now)
             if taken + cost > window.amount:
                 allowed = False
+        states: list[State] = []
         for (_, window, cost), entry in zip(charges, entries, strict=True):
             if isinstance(entry, _Log):
                 states.append(self._log(entry, window, cost, now, allowed))
             else:
                 if allowed:
                     entry.count += cost
-                end = entry.slot if window.strategy == "fixed" else (entry.slot + 1) * window.seconds
-                states.append(State(entry.before, entry.count, end - now))
+                states.append((entry.before, entry.count, entry.end - now))
         return judge(charges, allowed, states)
 
     def _log(self, entry: _Log, window: Window, cost: int, now: float, allowed: bool) -> State:
@@ -106,7 +106,7 @@ class MemoryCounters:
                 self._make_room(entry)
         elif 0 < (excess := len(times) + cost - window.amount) <= len(times):
             room = times[excess - 1] + window.seconds - now
-        return State(times[0] + window.seconds - now if times else 0.0, len(times), room)
+        return (times[0] + window.seconds - now if times else 0.0, len(times), room)
 
     def _prune(self, entry: _Log, until: float) -> int:
         times = entry.times
@@ -149,19 +149,20 @@ class MemoryCounters:
 
 def _fixed(entry: _Counter, window: Window, now: float) -> int:
     """Start a new window if the last one is over; how much is used."""
-    if now >= entry.slot:
-        entry.slot = entry.expires = now + window.seconds
+    if now >= entry.end:
+        entry.end = entry.expires = now + window.seconds
         entry.count = 0
     return entry.count
 
 
 def _sliding(entry: _Counter, window: Window, now: float) -> int:
-    """Go on to the window that `now` is in; how much is used."""
+    """Go on to the window that `now` is in; how much is used. Windows begin at multiples of their length."""
     seconds = window.seconds
-    slot = now // seconds
-    if slot != entry.slot:
-        entry.before = entry.count if slot == entry.slot + 1 else 0
+    if now >= entry.end:
+        end = (now // seconds + 1) * seconds
+        entry.before = entry.count if end == entry.end + seconds else 0
         entry.count = 0
-        entry.slot = slot
-        entry.expires = (slot + 2) * seconds
-    return int(entry.before * ((slot + 1) * seconds - now) / seconds) + entry.count
+        entry.end = end
+        entry.expires = end + seconds
+    before = entry.before
+    return int(before * (entry.end - now) / seconds) + entry.count if before else entry.count

@@ -12,13 +12,13 @@ import logging
 from importlib.resources import files
 from typing import TYPE_CHECKING, NamedTuple
 
-from fastapi_mesh.api_gateway.ratelimit.windows import State, judge
+from fastapi_mesh.api_gateway.ratelimit.windows import judge
 from fastapi_mesh.wire.redis import RedisClient, Script, StorageUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fastapi_mesh.api_gateway.ratelimit.windows import Charge, Verdict
+    from fastapi_mesh.api_gateway.ratelimit.windows import Charge, State, Verdict
     from fastapi_mesh.core.tasks import Supervisor
     from fastapi_mesh.wire.redis import Reply, Word
 
@@ -139,7 +139,7 @@ class RedisCounters:
             return [list(charges)]
         groups: dict[str, list[Charge]] = {}
         for charge in charges:
-            groups.setdefault(charge.key.partition("}")[0], []).append(charge)
+            groups.setdefault(charge[0].partition("}")[0], []).append(charge)
         return list(groups.values())
 
     @staticmethod
@@ -175,7 +175,7 @@ def _call(charges: Sequence[Charge]) -> tuple[list[str], list[Word]]:
     words: list[Word] = []
     for _, window, cost in charges:
         words += (window.strategy, window.amount, window.seconds * 1000, cost)
-    return [charge.key for charge in charges], words
+    return [key for key, _, _ in charges], words
 
 
 def _verdict(groups: Sequence[Sequence[Charge]], replies: Sequence[Reply]) -> Verdict:
@@ -187,8 +187,8 @@ def _verdict(groups: Sequence[Sequence[Charge]], replies: Sequence[Reply]) -> Ve
         allowed = allowed and reply[0] == 1
         for index, charge in enumerate(group):
             before, count, left = reply[1 + 3 * index : 4 + 3 * index]
-            if charge.window.strategy == "moving":
+            if charge[1].strategy == "moving":
                 before /= 1000
             charges.append(charge)
-            states.append(State(before, count, left / 1000))
+            states.append((before, count, left / 1000))
     return judge(charges, allowed, states)

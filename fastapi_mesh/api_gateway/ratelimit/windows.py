@@ -11,7 +11,6 @@ Three strategies, as in the library `limits`:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -20,40 +19,38 @@ if TYPE_CHECKING:
     from fastapi_mesh.config.edge.limits import Strategy
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Window:
     """At most `amount` in any `seconds`. `limit` names the limit it is part of, `name` is what clients see."""
 
-    strategy: Strategy
-    amount: int
-    seconds: int
-    limit: str
-    name: str
+    __slots__ = ("amount", "amount_header", "item", "limit", "name", "seconds", "strategy")
+
+    def __init__(self, strategy: Strategy, amount: int, seconds: int, limit: str, name: str) -> None:
+        self.strategy: Strategy = strategy
+        self.amount = amount
+        self.seconds = seconds
+        self.limit = limit
+        self.name = name
+        self.item = f'"{name}";r='.encode()
+        self.amount_header = (b"x-ratelimit-limit", b"%d" % amount)
+
+    def __repr__(self) -> str:
+        return f"<Window {self.name}: {self.amount} in {self.seconds} s, {self.strategy}>"
 
 
-class Charge(NamedTuple):
-    """A request in one window: the key of its count, and how much it counts."""
+Charge = tuple[str, Window, int]
+"""A request in one window: the key of its count, the window, and how much it counts."""
 
-    key: str
-    window: Window
-    cost: int
+State = tuple[float, int, float]
+"""A count after a request. Plain tuples, as two are made for each request.
 
-
-class State(NamedTuple):
-    """A count after a request.
-
-    For sliding and fixed windows: `before` the count of the last window (0 if fixed), `counted` that of this one,
-    `left` seconds of it. For moving windows: `before` the seconds until the oldest request leaves, `left` those until
-    there is room for a refused request.
-    """
-
-    before: float
-    counted: int
-    left: float
+For sliding and fixed windows: the count of the last window (0 if fixed), that of this one, seconds left of it. For
+moving windows: the seconds until the oldest request leaves, the count, the seconds until there is room for a refused
+request.
+"""
 
 
 class Verdict(NamedTuple):
-    """What is to be told of a request: the tightest window, what is left in it and how soon more is.
+    """What is to be told of a request: the tightest window, how it stands, and what is left in it.
 
     `wait` is the seconds until a refused request would pass, math.inf for never; 0.0 when it was counted. `broken` are
     the windows without room.
@@ -61,21 +58,27 @@ class Verdict(NamedTuple):
 
     allowed: bool
     window: Window
+    state: State
     remaining: int
-    soon: float
-    wait: float
+    wait: float = 0.0
     broken: tuple[Window, ...] = ()
+
+    @property
+    def soon(self) -> float:
+        """Seconds until at least one more request has room than now; 0.0 when all of the window is free."""
+        return soon(self.window, self.state)
 
 
 def used(window: Window, state: State) -> int:
     """How much of the window is used.
 
-    >>> used(Window("sliding", 10, 60, "default", "default"), State(8, 3, 15.0))
+    >>> used(Window("sliding", 10, 60, "default", "default"), (8, 3, 15.0))
     5
     """
-    if window.strategy == "sliding":
-        return int(state.before * state.left / window.seconds) + state.counted
-    return state.counted
+    before, counted, left = state
+    if before and window.strategy == "sliding":
+        return int(before * left / window.seconds) + counted
+    return counted
 
 
 def judge(charges: Sequence[Charge], allowed: bool, states: Sequence[State]) -> Verdict:
@@ -84,54 +87,53 @@ def judge(charges: Sequence[Charge], allowed: bool, states: Sequence[State]) -> 
     """
     if not allowed:
         return _refused(charges, states)
-    _, window, _ = charges[0]
+    window = charges[0][1]
     state = states[0]
     remaining = window.amount - used(window, state)
     for index in range(1, len(charges)):
-        other = charges[index].window
+        other = charges[index][1]
         left = other.amount - used(other, states[index])
         if left < remaining:
             window, state, remaining = other, states[index], left
-    return Verdict(True, window, max(0, remaining), soon(window, state), 0.0)
+    return Verdict(True, window, state, max(0, remaining))
 
 
 def _refused(charges: Sequence[Charge], states: Sequence[State]) -> Verdict:
     worst, longest, broken = 0, -1.0, []
-    for index, (charge, state) in enumerate(zip(charges, states, strict=True)):
-        if used(charge.window, state) + charge.cost > charge.window.amount:
-            broken.append(charge.window)
-            wait = _wait(charge, state)
+    for index, ((_, window, cost), state) in enumerate(zip(charges, states, strict=True)):
+        if used(window, state) + cost > window.amount:
+            broken.append(window)
+            wait = _wait(window, cost, state)
             if wait > longest:
                 worst, longest = index, wait
-    window, state = charges[worst].window, states[worst]
-    remaining = max(0, window.amount - used(window, state))
-    return Verdict(False, window, remaining, soon(window, state), longest, tuple(broken))
+    window, state = charges[worst][1], states[worst]
+    return Verdict(False, window, state, max(0, window.amount - used(window, state)), longest, tuple(broken))
 
 
 def soon(window: Window, state: State) -> float:
     """Seconds until at least one more request has room than now; 0.0 when all of the window is free."""
+    before, counted, left = state
     if window.strategy == "moving":
-        return state.before if state.counted else 0.0
+        return before if counted else 0.0
     if window.strategy == "fixed":
-        return state.left if state.counted else 0.0
+        return left if counted else 0.0
     taken = used(window, state)
     return sliding_wait(window.seconds, state, taken - 1) if taken else 0.0
 
 
-def _wait(charge: Charge, state: State) -> float:
-    """Seconds until the request of this charge has room."""
-    window = charge.window
-    if charge.cost > window.amount:
+def _wait(window: Window, cost: int, state: State) -> float:
+    """Seconds until a request of this cost has room."""
+    if cost > window.amount:
         return math.inf
     if window.strategy == "sliding":
-        return sliding_wait(window.seconds, state, window.amount - charge.cost)
-    return state.left
+        return sliding_wait(window.seconds, state, window.amount - cost)
+    return state[2]
 
 
 def sliding_wait(seconds: int, state: State, target: int) -> float:
     """Seconds until the weighted count of a sliding window is at most `target` (whole numbers, rounded down).
 
-    >>> sliding_wait(60, State(0, 10, 30.0), 9)  # nothing leaves before the next window
+    >>> sliding_wait(60, (0, 10, 30.0), 9)  # nothing leaves before the next window
     30.001
     """
     before, counted, left = state

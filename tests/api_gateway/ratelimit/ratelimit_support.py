@@ -35,7 +35,7 @@ class Clock:
 def charges(text: str, strategy: str = "sliding", *, key: str = "k", cost: int = 1) -> list[Charge]:
     """What a request of the client `key` is charged under the limit `text`."""
     return [
-        Charge(f"{{{key}}}:{strategy}:{rate.seconds}", Window(strategy, rate.amount, rate.seconds, "l", "l"), cost)  # type: ignore[arg-type]
+        (f"{{{key}}}:{strategy}:{rate.seconds}", Window(strategy, rate.amount, rate.seconds, "l", "l"), cost)  # type: ignore[arg-type]
         for rate in rates_of(text)
     ]
 

@@ -228,7 +228,7 @@ async def test_no_key_shows_who_it_is_about() -> None:
     charge = engine.charge
 
     async def spy(charges):  # type: ignore[no-untyped-def]
-        seen.extend(each.key for each in charges)
+        seen.extend(key for key, _, _ in charges)
         return await charge(charges)
 
     class Spy:

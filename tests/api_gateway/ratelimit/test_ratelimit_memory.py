@@ -132,7 +132,7 @@ def test_a_cost_counts_as_much_and_a_refused_one_leaves_room_for_cheaper_request
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_after_the_wait_that_was_told_the_request_passes_and_hardly_before(strategy: str) -> None:
     """Retry-After is true, whatever came before."""
-    for seed in range(300):
+    for seed in range(120):
         rand = random.Random(seed)
         clock = Clock(1_000_000 + rand.random() * 1000)
         counters = MemoryCounters(1000, now=clock)
@@ -158,7 +158,7 @@ def test_after_the_wait_that_was_told_the_request_passes_and_hardly_before(strat
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_when_more_is_promised_there_is_more(strategy: str) -> None:
-    for seed in range(200):
+    for seed in range(80):
         rand = random.Random(seed)
         clock = Clock(1_000_000 + rand.random() * 1000)
         counters = MemoryCounters(1000, now=clock)
@@ -206,15 +206,15 @@ def test_the_library_limits_decides_the_same(
 def test_a_flood_of_clients_needs_no_more_room_than_allowed_and_spares_the_busy_one(strategy: str) -> None:
     counters = MemoryCounters(500, now=Clock())
 
-    for number in range(20_000):
+    for number in range(6_000):
         counters.charge(charges("1000/hour", strategy, key=f"flood-{number}"))
         if number % 100 == 0:
             verdict = counters.charge(charges("1000/hour", strategy, key="busy"))
 
     statistics = counters.statistics()
     assert statistics["keys"] == 500
-    assert statistics["evicted"] > 19_000
-    assert verdict.remaining == 800
+    assert statistics["evicted"] > 5_000
+    assert verdict.remaining == 940
 
 
 def test_counts_that_have_run_out_make_room_before_others_do() -> None:
@@ -247,7 +247,7 @@ def test_the_times_are_counted_right_through_everything() -> None:
     counters = MemoryCounters(100, now=clock)
     rand = random.Random(3)
 
-    for _ in range(20_000):
+    for _ in range(8_000):
         clock.now += rand.random() * 0.2
         key = f"client-{rand.randint(0, 300)}"
         counters.charge(charges("8/second;30/minute", "moving", key=key, cost=rand.randint(1, 3)))
