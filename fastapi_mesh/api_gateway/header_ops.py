@@ -35,9 +35,6 @@ class HeaderOps:
             else:
                 self._templates.append((name, parts))
 
-    def __bool__(self) -> bool:
-        return bool(self._gone or self._fixed or self._templates)
-
     def __call__(self, headers: list[Header], request: Exchange) -> list[Header]:
         """`headers` after the operations."""
         gone = self._gone
@@ -76,14 +73,15 @@ class Headers:
     def __init__(self, inner: GatewayService, route: Route) -> None:
         self.inner = inner
         self._host = route.host
-        self._request = HeaderOps(route.config.request_headers)
-        self._response = HeaderOps(route.config.response_headers)
+        to_service, to_client = route.config.request_headers, route.config.response_headers
+        self._request = None if to_service is None else HeaderOps(to_service)
+        self._response = None if to_client is None else HeaderOps(to_client)
 
     @staticmethod
     def used_by(route: Route) -> bool:
         """Whether there is anything to do for requests of `route`."""
-        operations = route.config.request_headers, route.config.response_headers
-        return route.host is not True or any(HeaderOps(each) for each in operations)
+        config = route.config
+        return not (route.host is True and config.request_headers is None and config.response_headers is None)
 
     async def __call__(self, request: Exchange) -> Response:
         if self._host is not True:
@@ -91,9 +89,9 @@ class Headers:
             if self._host:
                 headers.insert(0, (b"host", self._host))
             request.headers = headers
-        if self._request:
+        if self._request is not None:
             request.headers = self._request(request.headers, request)
         response = await self.inner(request)
-        if self._response:
+        if self._response is not None:
             response.headers = self._response(response.headers, request)
         return response

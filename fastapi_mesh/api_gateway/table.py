@@ -276,7 +276,7 @@ def _parse(path: str) -> tuple[list[bytes | None], bool]:
         else:
             segments.extend(paths.split(b"/" + part.encode()))
     literal = tuple(b"x" if segment is None else segment for segment in segments) or (b"",)
-    if len(paths.readings(literal)) > 1:
+    if not paths.has_one_reading(literal):
         raise ValueError(f"{path}: no empty or dot segments, '%2F', backslashes or ';' in a route's path")
     return segments, tail
 

@@ -121,9 +121,8 @@ class Rewriting:
     def __init__(self, template: str, path: str) -> None:
         """Both as `config.routes` has checked them."""
         known = positions_of(path)
-        rest = f"{{{REST}}}"
         self._rest: int | None = None
-        if template.endswith("/*") or (template.endswith("/" + rest) and REST not in known):
+        if template.endswith(("/*", f"/{{{REST}}}")):
             template = template.rpartition("/")[0]
             self._rest = path.count("/") - 1
         pieces = PLACEHOLDER.split(template)  # text, name, text, name, ..., text

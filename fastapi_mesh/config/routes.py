@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from fastapi_mesh.config.edge.auth import RouteAuthConfig, UpstreamTokenConfig
-from fastapi_mesh.config.edge.conflicts import duplicate_routes
 from fastapi_mesh.config.edge.cache import CacheTtl, RouteCache
+from fastapi_mesh.config.edge.conflicts import duplicate_routes
 from fastapi_mesh.config.edge.cors import CorsConfig
 from fastapi_mesh.config.edge.limits import RateLimitSetting
 from fastapi_mesh.config.edge.routing import (
@@ -27,10 +27,9 @@ from fastapi_mesh.config.edge.routing import (
     placeholders,
 )
 from fastapi_mesh.config.edge.traffic import CanaryRules, FaultPolicy, MirrorPolicy, SplitPolicy
-from fastapi_mesh.config.edge.websocket import WebSocketPolicy
 from fastapi_mesh.config.edge.transform import TransformConfig
+from fastapi_mesh.config.edge.websocket import WebSocketPolicy
 from fastapi_mesh.config.fields import Frozen, Problems, ServiceName, Token, shown
-from fastapi_mesh.config.later import LaterOption, later
 from fastapi_mesh.config.policies import BreakerPolicy, BulkheadPolicy, RetryPolicy, ServicePolicy, TimeoutPolicy
 from fastapi_mesh.config.problems import line, suggestion
 
@@ -116,25 +115,28 @@ class RouteSettings(Frozen):
         description="The Host that the service sees. true: the client's; false: its instance's own; or a name; "
         "None: what the gateway says.",
     )
-    request_headers: RequestHeaders = Field(
-        default=RequestHeaders(), description="Changes of the headers that the service gets."
+    request_headers: RequestHeaders | None = Field(
+        default=None, description="Changes of the headers that the service gets; None: none."
     )
-    response_headers: ResponseHeaders = Field(
-        default=ResponseHeaders(), description="Changes of the headers of the service's answers."
+    response_headers: ResponseHeaders | None = Field(
+        default=None, description="Changes of the headers of the service's answers; None: none."
     )
     max_body: MaxBody | None = Field(
         default=None, description="Bytes of a request body; more are refused. Not set: the gateway's; None: any."
     )
-    timeouts: TimeoutPolicy = Field(default=TimeoutPolicy(), description="What differs from the service's timeouts.")
+    timeouts: TimeoutPolicy | None = Field(
+        default=None, description="What differs from the service's timeouts; None: nothing."
+    )
     retry: RetryPolicy | None = Field(
-        default=RetryPolicy(),
-        description="What differs from the service's retries, with a budget of its own; None: never.",
+        default=None,
+        description="What differs from the service's retries, with a budget of its own. Not set: nothing; None: never.",
     )
     circuit_breaker: BreakerPolicy | None = Field(
-        default=BreakerPolicy(), description="What differs from the service's, as a circuit of its own; None: none."
+        default=None,
+        description="What differs from the service's, as a circuit of its own. Not set: the service's; None: none.",
     )
     bulkhead: BulkheadPolicy | None = Field(
-        default=None, description="Calls in flight of this route alone; None, where set: no limit."
+        default=None, description="Calls in flight of this route alone. Not set: the service's; None: no limit."
     )
     split: SplitPolicy | None = Field(
         default=None, description="Weighted shares of several services; None: `service` gets everything."
@@ -153,7 +155,8 @@ class RouteSettings(Frozen):
         default=None, description="What transformers may cost here; None: what the gateway says."
     )
     auth_required: bool | None = Field(
-        default=None, description="Whether only authenticated clients may use it; None: if it has `auth`, else as the gateway."
+        default=None,
+        description="Whether only authenticated clients may use it; None: if it has `auth`, else as the gateway.",
     )
     auth: RouteAuthConfig | None = Field(
         default=None, description="Which providers count, and which scopes and roles a client must have."
@@ -186,7 +189,8 @@ class RouteSettings(Frozen):
     @property
     def overrides(self) -> frozenset[str]:
         """The sections of the service's policy that differ here."""
-        return _SECTIONS & self.model_fields_set
+        own = _SECTIONS & self.model_fields_set
+        return own - {"timeouts"} if self.timeouts is None else own
 
     def policy(self) -> ServicePolicy:
         """What is set here, and nothing else, as a policy to lay over the service's (`overlay`)."""
@@ -217,13 +221,18 @@ class RouteConfig(RouteSettings, RoutePlace):
         if self.rewrite is not None:
             known = [*parameters, *([REST] if tail else [])]
             problems += _unknown_names("rewrite", placeholders(self.rewrite), known)
+            if REST in parameters:
+                problems.append(
+                    (("path",), "'{rest}' is what '*' stands for in a rewrite; call the parameter something else")
+                )
             if self.rewrite.endswith("/*") and not tail:
                 problems.append((("rewrite",), f"{self.rewrite!r} ends in '*', and the path {self.path!r} does not"))
         for field, operations in (
             ("request_headers", self.request_headers),
             ("response_headers", self.response_headers),
         ):
-            problems += _unknown_names(field, operations.names_used(), [*parameters, REQUEST_ID])
+            if operations is not None:
+                problems += _unknown_names(field, operations.names_used(), [*parameters, REQUEST_ID])
         if problems:
             raise Problems(problems)
         return self
