@@ -42,6 +42,14 @@ def request_fields() -> dict[str, str]:
     return {name: value for name, value in fields.items() if value}
 
 
+def _said(record: logging.LogRecord) -> dict[str, object]:
+    """What a record says: the fields of a gateway's access log, else its message and the request it belongs to."""
+    access = getattr(record, "access", None)
+    if isinstance(access, dict):
+        return access
+    return {"message": mask(record.getMessage()), **request_fields()}
+
+
 class JsonFormatter(logging.Formatter):
     """One JSON object per line: timestamp (RFC 3339, UTC), level, logger, message, request_id, trace_id, error."""
 
@@ -50,8 +58,7 @@ class JsonFormatter(logging.Formatter):
             "timestamp": _rfc3339(record.created),
             "level": record.levelname,
             "logger": record.name,
-            "message": mask(record.getMessage()),
-            **request_fields(),
+            **_said(record),
         }
         if record.exc_info:
             line["error"] = mask(self.formatException(record.exc_info))

@@ -57,17 +57,6 @@ def test_host_and_port_come_in_order_and_from_the_environment(monkeypatch: pytes
     assert APIGateway("127.0.0.1").config.host == "127.0.0.1"
 
 
-@pytest.mark.parametrize(
-    "option",
-    [
-        {"access_log": True},
-    ],
-)
-def test_an_option_of_a_later_version_is_refused_by_name(option: dict[str, object]) -> None:
-    with pytest.raises(ConfigurationError, match=rf"{next(iter(option))}.*not part of this version"):
-        APIGateway(**option)  # type: ignore[arg-type]
-
-
 def test_an_unknown_option_is_refused_with_the_likeliest_one() -> None:
     with pytest.raises(ConfigurationError, match="request_timeout"):
         APIGateway(request_timout=3)

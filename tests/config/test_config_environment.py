@@ -44,8 +44,9 @@ def test_an_option_of_a_later_version_is_a_known_name_and_refused() -> None:
         "discovery.token (MESH_DISCOVERY__TOKEN): a registry on the network is not part of this version (0.1)",
         "enable_mtls (MESH_ENABLE_MTLS): mutual TLS is not part of this version (0.1)",
     ]
-    assert gateway_problems({"MESH_GATEWAY__ACCESS_LOG": "true"}) == [
-        "access_log (MESH_GATEWAY__ACCESS_LOG): the access log is not part of this version (0.1)"
+    name = "MESH_GATEWAY__SERVICES__USERS__HEALTH_CHECK"
+    assert gateway_problems({name: "/health"}) == [
+        f"services.users.health_check ({name}): active health checks are not part of this version (0.1)"
     ]
 
 

@@ -43,20 +43,6 @@ def test_a_service_is_one_url_or_a_list_or_a_table() -> None:
     assert services["found-service"].instances == ()
 
 
-@pytest.mark.spec("S-065", "S-066")
-@pytest.mark.parametrize(
-    ("option", "value", "what"),
-    [
-        ("access_log", True, "the access log is"),
-        ("error_log", True, "the error log is"),
-        ("log_level", "INFO", "a log level of its own is"),
-    ],
-)
-def test_a_gateway_option_of_a_later_version_is_refused_when_on(option: str, value: object, what: str) -> None:
-    assert problems_of(GatewayConfig, **{option: value}) == [f"{option}: {what} not part of this version (0.1)"]
-    assert GatewayConfig.model_validate({option: None}) == GatewayConfig()
-
-
 @pytest.mark.spec("S-014", "S-015")
 def test_probes_of_services_are_refused_in_this_version() -> None:
     service = {"instances": ["http://a:1"], "health_check": "/health", "health_check_interval": 30}

@@ -234,13 +234,13 @@ def test_paths_below_any_type_are_explained() -> None:
 def test_refuse_unavailable_names_every_option_that_is_on() -> None:
     error = refused(
         lambda: refuse_unavailable(
-            {"enable_mtls": True, "cert_path": None, "access_log": False, "log_level": "INFO", "nothing_known": 1}
+            {"enable_mtls": True, "cert_path": None, "key_path": False, "token": "x", "nothing_known": 1}
         )
     )
 
     assert error.problems == (
         "enable_mtls: mutual TLS is not part of this version (0.1)",
-        "log_level: a log level of its own is not part of this version (0.1)",
+        "token: a registry on the network is not part of this version (0.1)",
         "nothing_known: this option is not part of this version (0.1)",
     )
 
