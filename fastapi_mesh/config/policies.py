@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import builtins
+import difflib
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
+from fastapi_mesh import exceptions
 from fastapi_mesh.config.fields import (
     Count,
     CountOrZero,
@@ -15,10 +18,12 @@ from fastapi_mesh.config.fields import (
     Factor,
     Frozen,
     NotBool,
+    Noun,
     Ratio,
     Seconds,
     Status,
     Weight,
+    shown,
 )
 from fastapi_mesh.config.later import not_yet
 
@@ -55,6 +60,31 @@ Strategy = Annotated[LoadBalancingStrategy, BeforeValidator(_strategy)]
 
 def _shorter(longest_name: str, longest: float, first_name: str, first: float) -> str:
     return f"{longest_name} ({longest:g} s) is shorter than {first_name} ({first:g} s); raise it or lower {first_name}"
+
+
+def _exceptions(value: object) -> object:
+    """A class, a name, or several of them, as a tuple of classes."""
+    given = value if isinstance(value, (list, tuple, set, frozenset)) else (value,)
+    return tuple(_exception(each) if isinstance(each, str) else each for each in given)
+
+
+def _exception(name: str) -> type[BaseException]:
+    found = getattr(exceptions, name, None) or getattr(builtins, name, None)
+    if not (isinstance(found, type) and issubclass(found, BaseException)):
+        known = [each for module in (exceptions, builtins) for each in vars(module) if each.endswith("Error")]
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f" - did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{shown(name)} is no exception of Python or of fastapi_mesh{hint}")
+    return found
+
+
+ExceptionTypes = Annotated[
+    tuple[type[Exception], ...],
+    BeforeValidator(_exceptions, json_schema_input_type=str | list[str]),
+    PlainSerializer(lambda value: value and [each.__name__ for each in value], when_used="json"),
+    Noun("an exception, or a list of them"),
+]
+"""Classes of exceptions; in files and variables their names."""
 
 
 class RetryPolicy(Frozen):
@@ -107,6 +137,15 @@ class BreakerPolicy(Frozen):
     failure_statuses: frozenset[Status] = Field(
         default=frozenset({500, 502, 503, 504}), description="Answers that count as failures."
     )
+    expected_exception: ExceptionTypes | None = Field(
+        default=None,
+        description="Errors that count as failures, as classes or by name ('ConnectionError', 'TimeoutError'); None: "
+        "all. Statuses count whatever stands here.",
+    )
+
+    def counts(self, error: BaseException) -> bool:
+        """Whether `error` may count as a failure (`expected_exception`)."""
+        return self.expected_exception is None or isinstance(error, self.expected_exception)
 
 
 class BulkheadPolicy(Frozen):

@@ -181,6 +181,9 @@ class ServiceBreaker:
     def _blames_service(self, error: BaseException, context: CallContext) -> bool:
         if not isinstance(error, ServiceUnavailableError) or isinstance(error, BulkheadFullError):
             return False
+        policy = context.policy.breaker
+        if policy is not None and not policy.counts(error):
+            return False
         if not isinstance(error, UpstreamConnectionError):
             return True
         last, state = context.instance, context.state

@@ -86,7 +86,7 @@ class Decorators:
         """Refuse the call while the circuit of `service` is open, and count other failures than the mesh's own.
 
         For `async def` and `def`, functions and methods. Raises CircuitBreakerOpenError. Errors of the caller (4xx,
-        an invalid request, wrong settings) are neutral.
+        an invalid request, wrong settings) are neutral, and so are those that `expected_exception` doesn't name.
         """
 
         def decorate(function: Callable[P, R]) -> Callable[P, R]:
@@ -95,14 +95,15 @@ class Decorators:
 
                 @functools.wraps(function)
                 async def guarded(*args: P.args, **kwargs: P.kwargs) -> object:
-                    breaker = self._of(args).breaker_of(service)
+                    mesh = self._of(args)
+                    breaker = mesh.breaker_of(service)
                     if breaker is None:
                         return await waiting(*args, **kwargs)
                     ticket = breaker.admit()
                     try:
                         result = await waiting(*args, **kwargs)
                     except BaseException as error:
-                        _count(breaker, ticket, error, service)
+                        _count(mesh, breaker, ticket, error, service)
                         raise
                     breaker.succeed(ticket)
                     return result
@@ -111,14 +112,15 @@ class Decorators:
 
             @functools.wraps(function)
             def guarded_sync(*args: P.args, **kwargs: P.kwargs) -> R:
-                breaker = self._of(args).breaker_of(service)
+                mesh = self._of(args)
+                breaker = mesh.breaker_of(service)
                 if breaker is None:
                     return function(*args, **kwargs)
                 ticket = breaker.admit()
                 try:
                     result = function(*args, **kwargs)
                 except BaseException as error:
-                    _count(breaker, ticket, error, service)
+                    _count(mesh, breaker, ticket, error, service)
                     raise
                 breaker.succeed(ticket)
                 return result
@@ -191,9 +193,10 @@ class Decorators:
         return decorate if function is None else decorate(function)
 
 
-def _count(breaker: Breaker, ticket: int, error: BaseException, service: str) -> None:
+def _count(mesh: ServiceMesh, breaker: Breaker, ticket: int, error: BaseException, service: str) -> None:
     neutral = not isinstance(error, Exception) or isinstance(error, CALLERS_FAULT) or own_error(error, service)
-    if neutral:
+    policy = mesh.policy_of(service).circuit_breaker
+    if neutral or (policy is not None and not policy.counts(error)):
         breaker.forget(ticket)
     else:
         breaker.fail(ticket)
