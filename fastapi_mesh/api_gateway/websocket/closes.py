@@ -42,8 +42,8 @@ class Ending:
 
 CUT = Close(ABNORMAL)
 LOST = Ending(Close(INTERNAL_ERROR, "the service is gone"), CUT)
-"""The service went away without a Close frame. IANA's 1014 (Bad Gateway) would say it best, but Chromium takes a frame
-with it for a broken one (`IsStrictlyValidCloseStatusCode`), so that the browser's code would be 1006.
+"""The service went away without a Close frame. IANA's 1014 (Bad Gateway) would say it best, but not every client knows
+it: wsproto takes such a frame for a broken one.
 """
 FAILED = Ending(Close(INTERNAL_ERROR), Close(INTERNAL_ERROR))
 TOO_LONG = Ending(Close(TOO_BIG, "the message is too big"), Close(TOO_BIG, "the message is too big"))
