@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from fastapi_mesh.api_gateway import server, standalone
+from fastapi_mesh.api_gateway import standalone
 from fastapi_mesh.api_gateway.auth.plan import checked_providers
 from fastapi_mesh.api_gateway.cache.door import GatewayCache
 from fastapi_mesh.api_gateway.cors import preflight_route
@@ -21,6 +21,7 @@ from fastapi_mesh.api_gateway.ratelimit.configure import rate_limit_changes
 from fastapi_mesh.api_gateway.reload import Reloads, Settings
 from fastapi_mesh.api_gateway.router import GatewayRouter
 from fastapi_mesh.api_gateway.routes import new_table
+from fastapi_mesh.api_gateway.server import Standalone, warn_of_unused
 from fastapi_mesh.api_gateway.target import locate
 from fastapi_mesh.api_gateway.transform.steps import new_pair
 from fastapi_mesh.config.compat import changed_routes, routes_from_description, services_from_description
@@ -30,9 +31,8 @@ from fastapi_mesh.exceptions import ConfigurationError
 from fastapi_mesh.service_mesh.doors import explain_start
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-
-    import uvicorn
 
     from fastapi_mesh.api_gateway.auth.base import AuthProvider
     from fastapi_mesh.api_gateway.ratelimit.keys import CostFunction, KeyFunction
@@ -118,7 +118,7 @@ class APIGateway:
         self._added: set[str] = set()
         self._life: Life | None = None
         self._lock: asyncio.Lock | None = None
-        self._server: uvicorn.Server | None = None
+        self._server: Standalone | None = None
         self.cache = GatewayCache(lambda: None if self._life is None else self._life.cache)
         self.router = GatewayRouter(self)
 
@@ -322,15 +322,23 @@ class APIGateway:
                     raise
                 self._life = life
                 self._reloads.start(life.mesh)
+                if self._server is not None:
+                    self._server.opened(life)
+                else:
+                    warn_of_unused(self)
             return self._life
 
-    async def start(self) -> None:
-        """Serve on `host` and `port` until SIGTERM or SIGINT, or until `stop`. Needs the `server` extra."""
+    async def start(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve on `host` and `port` until SIGTERM or SIGINT, or until `stop`. Needs the `server` extra.
+
+        `sockets` are bound ones to serve on instead, which are closed at the end. What can't start (a port in use, TLS
+        files that are no good, wrong settings) is said on the console, and ends in SystemExit with code 3.
+        """
         if self._server is not None:
             raise RuntimeError("this gateway is running already")
-        self._server = server.new_server(self, self.config.host, self.config.port)
+        self._server = Standalone(self, sockets)
         try:
-            await server.serve(self._server)
+            await self._server.serve()
         finally:
             self._server = None
 
@@ -339,4 +347,4 @@ class APIGateway:
         if self._server is not None:
             if self._life is not None:
                 self._life.end_streams()
-            self._server.should_exit = True
+            self._server.stop()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import multiprocessing
+import signal
 from typing import TYPE_CHECKING
 
 from fastapi_mesh.discovery.address import wait_listening, wait_own_address
@@ -51,6 +52,8 @@ class NodeLife:
         self._handed_on = False
         self._server: tuple[str, int] | None = None
         self._on_end_streams: list[Callable[[], object]] = []
+        self.waits_unregistered = False
+        """On SIGTERM the whole drain is waited for without a registration too: others look at readiness only."""
         self.notes: dict[str, object] = {}
         """What `/health` shows beside the checks, and what fails nothing: details by name."""
         self.draining = False
@@ -122,10 +125,10 @@ class NodeLife:
 
     async def drain(self) -> None:
         """Turn readiness to 503, leave the registry, and wait until others have noticed. Without a registration
-        there is nobody to wait for.
+        there is nobody to wait for, unless `waits_unregistered`.
         """
         self.draining = True
-        if await self.leave():
+        if await self.leave() or self.waits_unregistered:
             await self._mesh.clock.sleep(self._mesh.config.drain_delay)
 
     def on_end_streams(self, callback: Callable[[], object]) -> Callable[[], None]:
@@ -189,7 +192,7 @@ class NodeLife:
         self.draining = True
         if loop is None or loop.is_closed() or self._handed_on:
             return False
-        if first and self._mesh.registrations:
+        if first and (self._mesh.registrations or (self.waits_unregistered and number == signal.SIGTERM)):
             loop.call_soon_threadsafe(self._begin_drain, number)
             return True
         self._handed_on = True
