@@ -30,6 +30,14 @@ SAID = {
         'mesh_service_calls_total{source_service="user-service",status="200",target_service="profile-service"} 2.0',
         'mesh_service_calls_total{source_service="user-service",status="404",target_service="profile-service"} 2.0',
     ],
+    "gateway_websocket.py": [
+        "subprotocol: chat.v1",
+        "one, trains: hello",
+        "two, boats: ahoy",
+        "closed: 1009 the message is too big",
+        "closed: 4000 one says goodbye",
+        "refused: 403 websocket-off",
+    ],
 }
 """Example to the beginnings of the lines it prints."""
 
