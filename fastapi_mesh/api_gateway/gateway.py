@@ -7,23 +7,22 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from fastapi_mesh.api_gateway import standalone
-from fastapi_mesh.api_gateway.auth.plan import checked_providers
+from fastapi_mesh.api_gateway.access_log import own_handlers
+from fastapi_mesh.api_gateway.around import Around
 from fastapi_mesh.api_gateway.cache.door import GatewayCache
 from fastapi_mesh.api_gateway.cors import preflight_route
 from fastapi_mesh.api_gateway.extensions import Extensions
+from fastapi_mesh.api_gateway.in_code import SetUpInCode
 from fastapi_mesh.api_gateway.life import Life, mesh_of
-from fastapi_mesh.api_gateway.ratelimit.configure import rate_limit_changes
 from fastapi_mesh.api_gateway.reload import Reloads, Settings
 from fastapi_mesh.api_gateway.router import GatewayRouter
 from fastapi_mesh.api_gateway.routes import new_table
 from fastapi_mesh.api_gateway.server import Standalone, warn_of_unused
 from fastapi_mesh.api_gateway.target import locate
-from fastapi_mesh.api_gateway.transform.steps import new_pair
 from fastapi_mesh.config.compat import changed_routes, routes_from_description, services_from_description
 from fastapi_mesh.config.later import missing_attribute
 from fastapi_mesh.config.load import load_gateway_config
@@ -34,11 +33,8 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 
-    from fastapi_mesh.api_gateway.auth.base import AuthProvider
-    from fastapi_mesh.api_gateway.ratelimit.keys import CostFunction, KeyFunction
     from fastapi_mesh.api_gateway.reload import Reload
     from fastapi_mesh.api_gateway.target import Place
-    from fastapi_mesh.config.edge.limits import RateLimitPolicy
     from fastapi_mesh.config.gateway import GatewayConfig, RouteConfig
     from fastapi_mesh.config.layers import SettingsLayer
     from fastapi_mesh.configstore.base import ConfigStore
@@ -46,7 +42,7 @@ if TYPE_CHECKING:
     from fastapi_mesh.service_mesh.mesh import ServiceMesh
 
 
-class APIGateway:
+class APIGateway(SetUpInCode):
     """A gateway: an ASGI application of its own, `gateway.router` for yours, `await gateway.start()` for a process.
 
         gateway = APIGateway(services={"user-service": "http://127.0.0.1:8001"})
@@ -113,6 +109,7 @@ class APIGateway:
         self.config = self._load(self._code)
         self._table = new_table(self.config.routes, self.config)
         self._extensions = Extensions()
+        self._around: Around | None = None
         self._prefix = self.config.prefix.encode()
         self._given_mesh = service_mesh
         self._added: set[str] = set()
@@ -162,48 +159,6 @@ class APIGateway:
         """Add or replace services: `{"user-service": {"instances": [...], "load_balancing": "least_connections"}}`."""
         self._change({**self._code, "services": {**self.config.services, **services_from_description(services)}})
 
-    def configure_rate_limits(
-        self,
-        default: str | Mapping[str, object] | RateLimitPolicy | None = None,
-        *,
-        by_ip: str | Mapping[str, object] | RateLimitPolicy | None = None,
-        keys: Mapping[str, KeyFunction] | None = None,
-        costs: Mapping[str, CostFunction] | None = None,
-        **rate_limiting: object,
-    ) -> None:
-        """Limit what clients may ask for: `default` on all routes together, `by_ip` before authentication.
-
-        `keys` and `costs` are functions (also asynchronous) of a request, which limits name as "function:NAME".
-        `rate_limiting` are settings of RateLimitingConfig: `storage`, `strategy`, `on_failure`... What isn't given
-        stays; counts do too, unless the storage changed.
-        """
-        code, functions = rate_limit_changes(self._code, self._extensions, default, by_ip, keys, costs, rate_limiting)
-        self._change(code, functions)
-
-    def add_transformers(
-        self,
-        request_transformer: object = None,
-        response_transformer: object = None,
-        *,
-        routes: Iterable[str] | None = None,
-    ) -> None:
-        """Let code of yours change requests and answers: objects with `transform_request(request)` and
-        `transform_response(response)`, or functions, async or not, for all routes or those with the paths in `routes`.
-
-        Those added first see requests first and answers last. See `api_gateway.transform` for what they get. Raises
-        ConfigurationError for what can't be called.
-        """
-        pair = new_pair(request_transformer, response_transformer, routes)
-        more = replace(self._extensions, transformers=(*self._extensions.transformers, pair))
-        self._change(self._code, more)
-
-    def configure_auth(self, providers: Iterable[AuthProvider]) -> None:
-        """Replace what checks credentials: JWTAuthProvider, OAuth2AuthProvider, APIKeyAuthProvider, or your own.
-
-        They are asked in order, before those of the settings; routes ask for them with `auth_required` or `auth`.
-        """
-        self._change(self._code, replace(self._extensions, auth_providers=checked_providers(providers)))
-
     def _change(self, code: Mapping[str, object], extensions: Extensions | None = None) -> None:
         """Make changed settings count: all of them, or none where something is wrong with any."""
         self._take(self._load(code), extensions)
@@ -211,10 +166,13 @@ class APIGateway:
 
     def _take(self, config: GatewayConfig, extensions: Extensions | None = None) -> None:
         extensions = self._extensions if extensions is None else extensions
+        around = self._around
+        if extensions.foreign != self._extensions.foreign:
+            around = Around(self, extensions.foreign) if extensions.foreign else None
         table = self._table if config == self.config else new_table(config.routes, config)
         if self._life is not None:
             self._life.take(config, table.routes, extensions)
-        self.config, self._table, self._extensions = config, table, extensions
+        self.config, self._table, self._extensions, self._around = config, table, extensions, around
         self._prefix = config.prefix.encode()
 
     def _load(self, code: Mapping[str, object]) -> GatewayConfig:
@@ -248,20 +206,29 @@ class APIGateway:
             method = scope.get("method", "GET")  # a WebSocket's scope has none, and its handshake is a GET
             place.route = self._table.find(place.path, method, scope, place.authority)
             if method == "OPTIONS":
-                found = preflight_route(scope, self.config.cors, partial(self._table.find, place.path, scope=scope))
-                place.route = found or place.route
+                find = partial(self._table.find, place.path, scope=scope, authority=place.authority)
+                place.route = preflight_route(scope, self.config.cors, find) or place.route
             if place.route is not None:
                 return place
         return None
 
     async def answer(self, scope: Message, receive: Receive, send: Send, place: Place) -> None:
         """Answer what `find` found."""
+        if self._around is not None:
+            await self._around(scope, receive, send, mounted=True)
+        else:
+            await self.answer_found(scope, receive, send, place)
+
+    async def answer_found(self, scope: Message, receive: Receive, send: Send, place: Place) -> None:
+        """The same inside of foreign middleware."""
         life = self._life or await self.open_in(scope)
         await (life.websockets if scope["type"] == "websocket" else life.forward)(scope, receive, send, place)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """The gateway as an ASGI application: `/health`, `/metrics`, then the routes, else 404."""
-        if scope["type"] == "http":
+        if self._around is not None and scope["type"] != "lifespan":
+            await self._around(scope, receive, send, mounted=False)
+        elif scope["type"] == "http":
             await standalone.serve_http(self, scope, receive, send)
         else:
             await standalone.serve_other(self, scope, receive, send)
@@ -334,11 +301,15 @@ class APIGateway:
         `sockets` are bound ones to serve on instead, which are closed at the end. What can't start (a port in use, TLS
         files that are no good, wrong settings) is said on the console, and ends in SystemExit with code 3.
         """
+        await self._serve(Standalone(self, sockets))
+
+    async def _serve(self, server: Standalone) -> None:
         if self._server is not None:
             raise RuntimeError("this gateway is running already")
-        self._server = Standalone(self, sockets)
+        self._server = server
         try:
-            await self._server.serve()
+            with own_handlers(self.config):
+                await server.serve()
         finally:
             self._server = None
 

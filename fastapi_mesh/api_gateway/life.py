@@ -17,6 +17,7 @@ from fastapi_mesh.api_gateway.early import EarlyAnswers
 from fastapi_mesh.api_gateway.engines import Engines
 from fastapi_mesh.api_gateway.forward import Forward
 from fastapi_mesh.api_gateway.forwarded import Forwarding
+from fastapi_mesh.api_gateway.health import GatewayHealth
 from fastapi_mesh.api_gateway.own_state import own_states
 from fastapi_mesh.api_gateway.pipeline import Parts, compile_chain
 from fastapi_mesh.api_gateway.ratelimit.limits import rate_limits
@@ -72,7 +73,7 @@ class Life:
         self._services = Services(self.mesh, apps, added)
         self._config = config
         self._routes = routes
-        self._owns_mesh = False
+        self._owns_mesh = self._is_open = False
         metrics = self.mesh.metrics if config.enable_metrics else None
         self._meter = None if metrics is None else metrics.gateway
         self._forwarding = Forwarding(config.trusted_proxies, config.via)
@@ -81,6 +82,8 @@ class Life:
         self._tools = Tools(self.mesh.supervisor, clock=self.mesh.clock, production=production)
         self._early = EarlyAnswers(self._meter)
         self._shared: dict[str, tuple[ServicePolicy, CallPolicy]] = {}
+        self._health = GatewayHealth(self.mesh.health)
+        self._health_checks = extensions.health_checks
         self.take(config, routes, extensions)
         self._watch = Watch(self.mesh.supervisor)
         self.forward = Forward(self.mesh, forwarding=self._forwarding, watch=self._watch, early=self._early)
@@ -96,12 +99,20 @@ class Life:
         engine = self._engines.running(ENGINE)
         return engine if isinstance(engine, CacheEngine) else None
 
+    def service_names(self) -> list[str]:
+        """The services that routes lead to, and those that are configured."""
+        routed = [name for route in self._routes for name in route.services]
+        return list(dict.fromkeys([*routed, *self._config.services]))
+
     async def start(self) -> None:
         """Open the mesh, unless another door has: the first one owns it."""
         self._owns_mesh = await self.mesh.life.open()
+        self._health.take(self._health_checks)
+        self._is_open = True
 
     async def aclose(self) -> None:
         self._unsubscribe()
+        self._health.close()
         self._watch.close()
         self.forward.close()
         self.websockets.close()
@@ -119,7 +130,7 @@ class Life:
         self._services.check(config)
         self._forwarding.configure(config.trusted_proxies, config.via)
         try:
-            lines = new_lines(config, extensions.auth_providers)
+            lines = new_lines(config, extensions.providers)
             chains = self._chains(config, routes, extensions, lines)
         except BaseException:
             self._engines.rollback()
@@ -132,6 +143,9 @@ class Life:
         self._routes = routes
         self._early.cors = None if config.cors is None else CorsRules(config.cors)
         self._early.lines = lines
+        self._health_checks = extensions.health_checks
+        if self._is_open:
+            self._health.take(extensions.health_checks)
         for route, chain, upgrade in chains:
             route.chain, route.upgrade = chain, upgrade
             route.websocket = effective(config.websocket, route.config.websocket)
@@ -158,7 +172,7 @@ class Life:
             transformers=extensions.transformers,
             limits=limits,
             caching=caching,
-            auth=new_plan(config, extensions.auth_providers, routes, self._engines, self._tools),
+            auth=new_plan(config, extensions.providers, routes, self._engines, self._tools),
             lines=lines,
             own_states=own_states(routes, self._engines, self.mesh.states),
         )

@@ -37,8 +37,7 @@ async def serve_http(gateway: APIGateway, scope: Message, receive: Receive, send
             await send({"type": "http.response.start", "status": 204, "headers": []})
             await send({"type": "http.response.body", "body": b""})
             return
-        place = Place(raw)
-        place.route = _NOT_FOUND if raw[:1] == b"/" or b"://" in raw else _NO_PATH
+        place = nowhere(scope)
     await life.forward(scope, receive, send, place)
 
 
@@ -48,11 +47,15 @@ async def serve_other(gateway: APIGateway, scope: Message, receive: Receive, sen
         await _serve_lifespan(gateway, scope, receive, send)
         return
     life = gateway.life or await gateway.open_in(scope)
-    place = gateway.find(scope)
-    if place is None:
-        place = Place(scope.get("raw_path") or scope["path"].encode())
-        place.route = _NOT_FOUND
-    await life.websockets(scope, receive, send, place)
+    await life.websockets(scope, receive, send, gateway.find(scope) or nowhere(scope))
+
+
+def nowhere(scope: Message) -> Place:
+    """Where a request points that is no route's."""
+    raw: bytes = scope.get("raw_path") or scope["path"].encode()
+    place = Place(raw)
+    place.route = _NOT_FOUND if raw[:1] == b"/" or b"://" in raw else _NO_PATH
+    return place
 
 
 async def _serve_lifespan(gateway: APIGateway, scope: Message, receive: Receive, send: Send) -> None:

@@ -130,8 +130,14 @@ class GatewayConfig(Listener):
     )
     via: Token = Field(default="fastapi-mesh", description="The name of this gateway in the Via header.")
     enable_metrics: bool = Field(default=True, description="Count requests and answer /metrics.")
+    circuit_breakers: dict[ServiceName, BreakerPolicy | None] = Field(
+        default={},
+        description="Service to its circuit breaker, instead of the one in `services`; null: none.",
+    )
     services: dict[ServiceName, GatewayServiceConfig] = Field(
-        default={}, description="Service to its addresses and what differs for it; one URL or a list is enough."
+        default={},
+        validate_default=True,
+        description="Service to its addresses and what differs for it; one URL or a list is enough.",
     )
     routes: Routes = Field(default=(), description="Which requests go to which service.")
     websocket: WebSocketPolicy = Field(
@@ -198,6 +204,18 @@ class GatewayConfig(Listener):
         if problem := attempt_misfit("upstream_timeout", upstream_timeout, "request_timeout", total):
             raise ValueError(problem)
         return upstream_timeout
+
+    @field_validator("services")
+    @classmethod
+    def _with_breakers(
+        cls, services: dict[str, GatewayServiceConfig], info: ValidationInfo
+    ) -> dict[str, GatewayServiceConfig]:
+        """The services with the breakers that are set by themselves."""
+        breakers: dict[str, BreakerPolicy | None] = info.data.get("circuit_breakers", {})
+        return services | {
+            name: services.get(name, GatewayServiceConfig()).model_copy(update={"circuit_breaker": breaker})
+            for name, breaker in breakers.items()
+        }
 
     @field_validator("services")
     @classmethod

@@ -43,10 +43,6 @@ LATER: dict[str, str] = {
 """Option to what it belongs to, as the beginning of the sentence "... not part of this version"."""
 
 LATER_METHODS: dict[str, str] = {
-    # of a gateway
-    "add_middleware": "gateway middleware is",
-    "configure_circuit_breakers": "configuring a gateway's circuit breakers is",
-    "health_check": "health checks of a gateway's own are",
     # of a mesh
     "watch_service": "watching a service is",
     "get_config": "distributed configuration is",

@@ -166,6 +166,11 @@ class HealthChecks:
         self._last = None
         return check
 
+    def unregister(self, name: str) -> None:
+        """Forget a check; one that is running ends by itself."""
+        self._checks.pop(name, None)
+        self._last = None
+
     def live(self) -> HealthReport:
         """The report for a liveness probe: this process answers. Runs no check."""
         return HealthReport.of({}, details={})

@@ -1,0 +1,116 @@
+"""What only code sets up in a gateway: transformers, middleware, breakers, checks and providers. Part of APIGateway."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from fastapi_mesh.api_gateway import health
+from fastapi_mesh.api_gateway.auth.plan import checked_providers
+from fastapi_mesh.api_gateway.circuit_breaker import breakers_of
+from fastapi_mesh.api_gateway.middleware import with_middleware
+from fastapi_mesh.api_gateway.ratelimit.configure import rate_limit_changes
+from fastapi_mesh.api_gateway.transform.steps import new_pair
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from typing import TypeVar
+
+    from fastapi_mesh.api_gateway.auth.base import AuthProvider
+    from fastapi_mesh.api_gateway.circuit_breaker import CircuitBreaker
+    from fastapi_mesh.api_gateway.extensions import Extensions
+    from fastapi_mesh.api_gateway.life import Life
+    from fastapi_mesh.api_gateway.ratelimit.keys import CostFunction, KeyFunction
+    from fastapi_mesh.config.edge.limits import RateLimitPolicy
+    from fastapi_mesh.config.gateway import GatewayConfig
+    from fastapi_mesh.config.policies import BreakerPolicy
+    from fastapi_mesh.health.checks import Check
+
+    C = TypeVar("C", bound=Check)
+
+
+class SetUpInCode:
+    """Methods that work before a gateway opens and while it is open: all that they change counts at once, or nothing
+    where something about it is wrong (ConfigurationError).
+    """
+
+    config: GatewayConfig
+    _code: dict[str, object]
+    _extensions: Extensions
+    _life: Life | None
+
+    def _change(self, code: Mapping[str, object], extensions: Extensions | None = None) -> None:
+        raise NotImplementedError
+
+    def add_middleware(self, middleware: object) -> None:
+        """Switch on layers with the objects of `api_gateway.middleware`, one or a list of them; their order is the
+        layers' own. Foreign ASGI middleware, as `starlette.middleware.Middleware(cls, ...)` or `(cls, {...})`, wraps
+        the whole gateway, the first one outermost.
+        """
+        self._change(*with_middleware(dict(self._code), self._extensions, middleware))
+
+    def add_transformers(
+        self,
+        request_transformer: object = None,
+        response_transformer: object = None,
+        *,
+        routes: Iterable[str] | None = None,
+    ) -> None:
+        """Let code of yours change requests and answers: objects with `transform_request(request)` and
+        `transform_response(response)`, or functions, async or not, for all routes or those with the paths in `routes`.
+
+        Those added first see requests first and answers last. See `api_gateway.transform` for what they get.
+        """
+        pair = new_pair(request_transformer, response_transformer, routes)
+        more = replace(self._extensions, transformers=(*self._extensions.transformers, pair))
+        self._change(self._code, more)
+
+    def configure_auth(self, providers: Iterable[AuthProvider]) -> None:
+        """Replace what checks credentials: JWTAuthProvider, OAuth2AuthProvider, APIKeyAuthProvider, or your own.
+
+        They are asked in order, before those of the settings; routes ask for them with `auth_required` or `auth`.
+        """
+        self._change(self._code, replace(self._extensions, auth_providers=checked_providers(providers)))
+
+    def configure_circuit_breakers(
+        self, breakers: Mapping[str, CircuitBreaker | BreakerPolicy | Mapping[str, object] | None]
+    ) -> None:
+        """Set the breakers of services, whichever way those are configured: a CircuitBreaker each, or None for none."""
+        before = self._code.get("circuit_breakers")
+        known = before if isinstance(before, dict) else {}
+        self._change({**self._code, "circuit_breakers": {**known, **breakers_of(breakers)}})
+
+    def configure_rate_limits(
+        self,
+        default: str | Mapping[str, object] | RateLimitPolicy | None = None,
+        *,
+        by_ip: str | Mapping[str, object] | RateLimitPolicy | None = None,
+        keys: Mapping[str, KeyFunction] | None = None,
+        costs: Mapping[str, CostFunction] | None = None,
+        **rate_limiting: object,
+    ) -> None:
+        """Limit what clients may ask for: `default` on all routes together, `by_ip` before authentication.
+
+        `keys` and `costs` are functions (also asynchronous) of a request, which limits name as "function:NAME".
+        `rate_limiting` are settings of RateLimitingConfig: `storage`, `strategy`, `on_failure`... What isn't given
+        stays; counts do too, unless the storage changed.
+        """
+        code, functions = rate_limit_changes(self._code, self._extensions, default, by_ip, keys, costs, rate_limiting)
+        self._change(code, functions)
+
+    def health_check(self, check: C) -> C:
+        """Decorator: `check` (async or not) says how the gateway is; its answer joins the mesh's at `/health` and for
+        readiness. It returns what `HealthChecks.register` describes, like {"status": "healthy", "checks": {...}}.
+        """
+        more: tuple[Check, ...] = (*self._extensions.health_checks, check)
+        self._change(self._code, replace(self._extensions, health_checks=more))
+        return check
+
+    async def check_services(self) -> dict[str, bool]:
+        """Which of the services behind this gateway can be called: their circuit isn't open, and an instance accepts a
+        connection within a second. Raises RuntimeError on a gateway that isn't open.
+        """
+        life = self._life
+        if life is None:
+            raise RuntimeError("the gateway is not open, so it knows of no service whether it can be called")
+        return await health.check_services(life.mesh, life.service_names())
