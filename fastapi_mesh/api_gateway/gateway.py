@@ -11,7 +11,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from fastapi_mesh.api_gateway import standalone
-from fastapi_mesh.api_gateway.access_log import own_handlers
 from fastapi_mesh.api_gateway.around import Around
 from fastapi_mesh.api_gateway.cache.door import GatewayCache
 from fastapi_mesh.api_gateway.cors import preflight_route
@@ -308,8 +307,7 @@ class APIGateway(SetUpInCode):
             raise RuntimeError("this gateway is running already")
         self._server = server
         try:
-            with own_handlers(self.config):
-                await server.serve()
+            await server.serve()
         finally:
             self._server = None
 
