@@ -146,7 +146,8 @@ class LoggingMiddleware(_Spec):
 
 def with_middleware(code: Code, extensions: Extensions, given: object) -> tuple[Code, Extensions]:
     """The settings and extensions with one middleware or a list of them. Raises ConfigurationError for what is none."""
-    listed = list(given) if isinstance(given, Iterable) and not _is_pair(given) else [given]
+    is_one = isinstance(given, (Middleware, str)) or _is_pair(given)  # of which the first two can be iterated over
+    listed = list(given) if isinstance(given, Iterable) and not is_one else [given]
     read = [_read(index, each) for index, each in enumerate(listed)]
     specs = [each for each in read if isinstance(each, _Spec)]
     for spec in specs:
