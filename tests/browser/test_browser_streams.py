@@ -140,7 +140,8 @@ async def test_a_browser_talks_reloads_and_survives_a_restart_of_the_gateway(pro
             number = int(str(last).partition(":")[0])
             after = await page.value(f"events.filter(each => each !== 'error').slice({count}, {count} + 2)")
             assert after == [f"{each}:event {each}" for each in (number + 1, number + 2)]
-            assert live.resumed[resumed:] == [str(number)]
+            # It may come back once to the gateway that ends, whose port closes a tenth of a second later.
+            assert set(live.resumed[resumed:]) == {str(number)}
             assert page.errors == []
 
 

@@ -112,8 +112,10 @@ class WebSockets:
                     self._counts["refused"] += 1
                     await send_refusal(scope, send, response)
             finally:
-                await session.release()
-                await response.aclose()
+                try:
+                    await session.release()
+                finally:  # this task may be cancelled a second time
+                    await response.aclose()
         except ClientDisconnectedError:
             self._counts["refused"] += 1
         finally:
