@@ -30,6 +30,16 @@ SAID = {
         'mesh_service_calls_total{source_service="user-service",status="200",target_service="profile-service"} 2.0',
         'mesh_service_calls_total{source_service="user-service",status="404",target_service="profile-service"} 2.0',
     ],
+    "api_gateway_example.py": [
+        'a user, without a token: 401 Bearer realm="gateway"',
+        *['a user, as ana: 200 {"user_id":1,"gateway":"1.0"}'] * 3,
+        "a user, as ana: 429 rate-limited",
+        'an order: {"order_id":7,"read":1} (cache: fwd=uri-miss)',
+        'an order: {"order_id":7,"read":1} (cache: hit)',
+        'an invoice: application/json {"invoice": {"@number": "3", "total": "12.50"}}',
+        "a preflight: 204 for https://shop.example.com",
+        'health: healthy {"user-service": "pass", "order-service": "pass", "legacy-service": "pass"}',
+    ],
     "gateway_websocket.py": [
         "subprotocol: chat.v1",
         "one, trains: hello",
@@ -46,7 +56,7 @@ def test_every_example_is_tested():
     assert {path.name for path in EXAMPLES.glob("*.py")} == set(SAID)
 
 
-@pytest.mark.spec("S-412")
+@pytest.mark.spec("S-412", "S-410")
 @pytest.mark.parametrize("name", SAID)
 def test_an_example_says_what_happened_and_ends_well(name: str, tmp_path: Path):
     ended = subprocess.run(
@@ -84,3 +94,18 @@ async def test_the_integration_example_is_served(processes: Processes, tmp_path:
     assert through_the_mesh.json() == {"user_id": 2, "profile": {"user_id": 2, "bio": "likes boats"}}
     assert through_the_gateway.json() == {"user_id": 2, "bio": "likes boats"}
     assert through_the_gateway.headers["via"] == "1.1 fastapi-mesh"
+
+
+@pytest.mark.spec("S-410")
+@pytest.mark.anyio
+async def test_the_gateway_example_is_served(processes: Processes):
+    served = processes.app("api_gateway_example:gateway", "--app-dir", str(EXAMPLES), "--no-proxy-headers")
+    await served.ready()
+
+    async with httpx2.AsyncClient(base_url=served.url, trust_env=False) as client:
+        nobody = await client.get("/api/v1/users/1")
+        invoice = await client.get("/api/v1/invoices/9")
+
+    assert nobody.status_code == 401
+    assert invoice.json() == {"invoice": {"@number": "9", "total": "12.50"}}
+    assert float(invoice.headers["x-gateway-response-time"]) < 5
