@@ -13,15 +13,14 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from fastapi_mesh.api_gateway.http_server import Limits, new_protocol
-from fastapi_mesh.api_gateway.reserved import serve
+from fastapi_mesh.api_gateway.reserved import respond
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Mapping
 
-    from fastapi_mesh.api_gateway.reserved import Answer
+    from fastapi_mesh.api_gateway.reserved import Page
     from fastapi_mesh.core.instance import Message, Receive, Send
-    from fastapi_mesh.service_mesh.mesh import ServiceMesh
 
 MAX_CONNECTIONS = 100
 MAX_HEAD = 16384
@@ -35,8 +34,7 @@ GRACE = 1.0
 class MetricsServer:
     """Answers some paths on sockets of its own, in the running event loop; anything else is a 404."""
 
-    def __init__(self, mesh: ServiceMesh, answers: Mapping[str, Answer]) -> None:
-        self._mesh = mesh
+    def __init__(self, answers: Mapping[str, Page]) -> None:
         self._answers = answers
         self._state = ServerState()
         self._servers: list[asyncio.Server] = []
@@ -80,7 +78,7 @@ class MetricsServer:
     async def _serve(self, scope: Message, receive: Receive, send: Send) -> None:
         answer = self._answers.get(scope["path"])
         if answer is not None:
-            await serve(answer, self._mesh, scope, send)
+            await respond(answer, scope, send)
             return
         body = " ".join(sorted(self._answers)).encode()
         headers = [(b"content-type", b"text/plain"), (b"content-length", str(len(body)).encode())]

@@ -99,6 +99,11 @@ class Reloads:
         """Take settings from `store` when the gateway opens, whatever `config_store` says."""
         self._given = (store, key)
 
+    def follow(self, file: str) -> None:
+        """Read and watch `file` from now on; what was read before counts until that is good."""
+        self._file = file
+        self._seen = signature(file)
+
     # Life
 
     async def prepare(self) -> None:

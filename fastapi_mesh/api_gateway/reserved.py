@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from fastapi_mesh.core.instance import Message, Send
     from fastapi_mesh.service_mesh.mesh import ServiceMesh
 
+    Page = Callable[[str], Awaitable[tuple[int, bytes, bytes]]]
     Answer = Callable[[ServiceMesh, str], Awaitable[tuple[int, bytes, bytes]]]
 
 JSON = b"application/json"
@@ -46,11 +48,16 @@ def reserved_paths(mesh: ServiceMesh, *, metrics: bool) -> dict[str, Answer]:
 
 async def serve(answer: Answer, mesh: ServiceMesh, scope: Message, send: Send) -> None:
     """Answer GET and HEAD with what `answer` gives; another method is a 405."""
+    await respond(partial(answer, mesh), scope, send)
+
+
+async def respond(answer: Page, scope: Message, send: Send) -> None:
+    """The same for an answer that needs no mesh."""
     headers = [(b"cache-control", b"no-store")]
     status, content_type, body = 405, b"text/plain", b""
     if scope["method"] in ("GET", "HEAD"):
         accept = b",".join(value for name, value in scope["headers"] if name == b"accept").decode("latin-1")
-        status, content_type, body = await answer(mesh, accept)
+        status, content_type, body = await answer(accept)
     else:
         headers.append((b"allow", b"GET, HEAD"))
     headers += [(b"content-type", content_type), (b"content-length", str(len(body)).encode())]

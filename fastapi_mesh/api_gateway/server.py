@@ -13,9 +13,11 @@ import math
 import signal
 import threading
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from fastapi_mesh.api_gateway import listen
+from fastapi_mesh.api_gateway.access_log import own_handlers
 from fastapi_mesh.api_gateway.observe import UNMATCHED
 from fastapi_mesh.api_gateway.reserved import reserved_paths
 from fastapi_mesh.api_gateway.websocket.serving import server_options
@@ -25,6 +27,7 @@ from fastapi_mesh.service_mesh.doors import explain_start
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable
 
     import uvicorn
 
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from fastapi_mesh.api_gateway.life import Life
     from fastapi_mesh.api_gateway.metrics_server import MetricsServer
     from fastapi_mesh.api_gateway.tls import Material
+    from fastapi_mesh.config.gateway import GatewayConfig
 
 logger = logging.getLogger("fastapi_mesh.gateway")
 console = logging.getLogger("uvicorn.error")
@@ -53,14 +57,21 @@ class _NoTruncations(logging.Filter):
 
 
 class Standalone:
-    """A gateway's own server. `sockets` are bound ones that somebody else has made, as for a worker process; a worker
-    doesn't serve metrics, as its parent does that for all.
+    """A gateway's own server. `sockets` are bound ones that somebody else has made.
+
+    In a worker process `on_ready` is called when it serves, and the metrics port is its parent's, for all workers.
     """
 
-    def __init__(self, gateway: APIGateway, sockets: list[socket.socket] | None = None) -> None:
+    def __init__(
+        self,
+        gateway: APIGateway,
+        sockets: list[socket.socket] | None = None,
+        *,
+        on_ready: Callable[[], object] | None = None,
+    ) -> None:
         self._gateway = gateway
         self._given = sockets
-        self._is_worker = sockets is not None
+        self._on_ready = on_ready
         self._supervisor = Supervisor()
         self._material: Material | None = None
         self._metrics: MetricsServer | None = None
@@ -73,8 +84,9 @@ class Standalone:
         truncations = _NoTruncations()
         console.addFilter(truncations)
         try:
-            self._server = self._new_server()
-            await self._server.serve(self._sockets)
+            with own_handlers(self._gateway.config):
+                self._server = self._new_server()
+                await self._server.serve(self._sockets)
         except (ConfigurationError, OSError, ImportError) as error:
             console.error("%s", explain_start("the gateway", error))
             raise SystemExit(CANT_START) from error
@@ -108,7 +120,7 @@ class Standalone:
         except ImportError as error:
             raise ImportError(NEEDS_SERVER) from error
         config = self._gateway.config
-        if config.workers > 1 and not self._is_worker:
+        if config.workers > 1 and self._on_ready is None:
             raise ConfigurationError(
                 f"workers: {config.workers} processes can't be made from inside one; start them with "
                 "`fastapi-mesh gateway --config FILE --workers N`, or --app MODULE:NAME for a gateway made in code"
@@ -118,7 +130,7 @@ class Standalone:
 
             self._material = Material(config)
         self._sockets = listen.bind(config.host, config.port) if self._given is None else self._given
-        if config.metrics_port is not None and not self._is_worker:
+        if config.metrics_port is not None and self._on_ready is None:
             host = config.metrics_host or config.host
             self._metrics_sockets = listen.bind(host, config.metrics_port, setting="metrics_port")
         limits = Limits(config.max_connections, config.max_header_size, config.header_timeout, self._refused)
@@ -144,24 +156,17 @@ class Standalone:
         if self._metrics_sockets:
             from fastapi_mesh.api_gateway.metrics_server import MetricsServer
 
-            self._metrics = MetricsServer(life.mesh, reserved_paths(life.mesh, metrics=config.enable_metrics))
+            answers = reserved_paths(life.mesh, metrics=config.enable_metrics)
+            self._metrics = MetricsServer({path: partial(each, life.mesh) for path, each in answers.items()})
             await self._metrics.start(self._metrics_sockets)
         if self._material is not None:
             material = self._material
             self._supervisor.keep(lambda: material.watch(life.mesh.clock), name="tls-material")
         self._hear_hangup()
-        if not self._is_worker:
-            console.info("%s", self._line())
-
-    def _line(self) -> str:
-        """What is said once it serves."""
-        config = self._gateway.config
-        scheme = "http" if self._material is None else "https"
-        where = ", ".join(listen.url_of(each, scheme) for each in self._sockets)
-        text = f"gateway on {where} (routes: {len(config.routes)}, services: {len(config.services)})"
-        if self._metrics_sockets:
-            text += f", metrics on {listen.url_of(self._metrics_sockets[0], 'http')}"
-        return text
+        if self._on_ready is None:
+            console.info("%s", line_of(config, self._sockets, self._metrics_sockets))
+        else:
+            self._on_ready()
 
     def _refused(self, status: int, reason: str) -> None:
         """A refusal before there is a request that the gateway could count."""
@@ -188,6 +193,14 @@ class Standalone:
     async def _reload_gateway(self) -> None:
         with suppress(ConfigurationError):  # the log says why
             await self._gateway.reload()
+
+
+def line_of(config: GatewayConfig, sockets: list[socket.socket], metrics: list[socket.socket]) -> str:
+    """What is said once it serves."""
+    scheme = "http" if config.ssl_cert is None else "https"
+    where = ", ".join(listen.url_of(each, scheme) for each in sockets)
+    text = f"gateway on {where} (routes: {len(config.routes)}, services: {len(config.services)})"
+    return f"{text}, metrics on {listen.url_of(metrics[0], 'http')}/metrics" if metrics else text
 
 
 def warn_of_unused(gateway: APIGateway) -> None:

@@ -7,7 +7,10 @@ from typing import Annotated
 
 import typer
 
+from fastapi_mesh.cli.check import check
 from fastapi_mesh.cli.demo import demo
+from fastapi_mesh.cli.gateway import gateway
+from fastapi_mesh.cli.routes import routes
 from fastapi_mesh.cli.services import services
 
 application = typer.Typer(
@@ -32,5 +35,8 @@ def options(
     """What every command has."""
 
 
+application.command()(gateway)
+application.command()(check)
+application.command()(routes)
 application.command()(demo)
 application.command()(services)

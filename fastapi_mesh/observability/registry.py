@@ -49,7 +49,12 @@ def render(registry: CollectorRegistry, accept: str = "") -> tuple[bytes, str]:
     return encode(registry), content_type
 
 
-def forget_process() -> None:
-    """In multiprocess mode: this worker ends, so its live gauges must not be shown any more."""
+def render_workers(accept: str = "") -> tuple[bytes, str]:
+    """What the worker processes of this one have counted together; see `render`."""
+    return render(CollectorRegistry(), accept)
+
+
+def forget_process(pid: int | None = None) -> None:
+    """In multiprocess mode: this worker, or the one that was `pid`, ends: its live gauges must not be shown any more."""
     if is_multiprocess():
-        mark_process_dead(os.getpid())  # type: ignore[no-untyped-call] # prometheus_client leaves it untyped
+        mark_process_dead(os.getpid() if pid is None else pid)  # type: ignore[no-untyped-call] # prometheus_client leaves it untyped

@@ -1,0 +1,92 @@
+"""One worker process of a gateway: serves on the sockets that its parent gives it, and ends when that ends.
+
+    python -m fastapi_mesh.api_gateway.worker --config FILE --listen 5 --parent 7 [--fallback FILE]
+
+The numbers are file descriptors. `--parent` is a socket: a word goes over it when the worker serves, and its end is
+the parent's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import socket
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from fastapi_mesh.api_gateway.run import CANT_START, Ending, Options, make_gateway, run_in_loop
+from fastapi_mesh.api_gateway.server import Standalone
+from fastapi_mesh.exceptions import ConfigurationError, MeshError
+from fastapi_mesh.service_mesh.doors import explain_start
+
+if TYPE_CHECKING:
+    from fastapi_mesh.api_gateway.gateway import APIGateway
+
+READY = b"ready\n"
+
+
+def main() -> int:
+    """Serve; gives the exit code."""
+    ending = Ending()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--config")
+    parser.add_argument("--app")
+    parser.add_argument("--listen", type=int, nargs="+", required=True)
+    parser.add_argument("--parent", type=int, required=True)
+    parser.add_argument("--fallback")
+    given = parser.parse_args()
+    sockets = [socket.socket(fileno=number) for number in given.listen]
+    parent = socket.socket(fileno=given.parent)
+    try:
+        gateway = _made(Options(config=given.config, app=given.app), given.fallback)
+    except (MeshError, ImportError, OSError) as error:
+        sys.stderr.write(f"{explain_start('the gateway', error)}\n")
+        return CANT_START
+    return run_in_loop(lambda: _serve(gateway, sockets, parent), ending)
+
+
+def _made(options: Options, fallback: str | None) -> APIGateway:
+    """The gateway, with the settings that were last good where those of now are not: a worker that takes the place of
+    another must not need a file that the others have refused.
+    """
+    try:
+        return make_gateway(options)
+    except ConfigurationError as error:
+        if fallback is None or options.config is None:
+            raise
+        sys.stderr.write(f"{error}\nthis worker starts with the settings that were last good\n")
+        gateway = make_gateway(replace(options, config=fallback))
+        gateway._file = options.config
+        gateway._reloads.follow(options.config)
+        return gateway
+
+
+async def _serve(gateway: APIGateway, sockets: list[socket.socket], parent: socket.socket) -> int:
+    loop = asyncio.get_running_loop()
+    parent.setblocking(False)
+
+    def heard() -> None:
+        try:
+            if parent.recv(64):
+                return
+        except BlockingIOError:
+            return
+        except OSError:
+            pass  # it ended without a goodbye
+        loop.remove_reader(parent)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    loop.add_reader(parent, heard)
+    try:
+        await gateway._serve(Standalone(gateway, sockets, on_ready=lambda: parent.send(READY)))
+    finally:
+        loop.remove_reader(parent)
+        parent.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,270 @@
+"""A gateway as a program: how it starts, ends and reloads, with one process and with several."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from fastapi_mesh.api_gateway.run import Options, make_gateway
+from fastapi_mesh.exceptions import ConfigurationError
+from tests.api_gateway.gateway_support import RawUpstream, parts, request, talk
+from tests.support.process import ROOT, ChildProcess, Processes, free_port, process_tree, until
+
+pytestmark = pytest.mark.anyio
+
+MODULE = [sys.executable, "-m", "fastapi_mesh.api_gateway"]
+COMMAND = [sys.executable, "-m", "fastapi_mesh", "gateway"]
+SERVES = re.compile(r"gateway on https?://")
+
+
+@pytest.fixture
+async def upstream() -> AsyncIterator[RawUpstream]:
+    async with RawUpstream() as running:
+        yield running
+
+
+def settings(folder: Path, upstream: str, extra: str = "", path: str = "/api/*") -> Path:
+    file = folder / "gateway.toml"
+    file.write_text(
+        f'host = "127.0.0.1"\n{extra}\n[services]\nup = "{upstream}"\n[[routes]]\npath = "{path}"\nservice = "up"\n'
+    )
+    return file
+
+
+def start(processes: Processes, *arguments: object, by: list[str] = MODULE, **environment: str) -> ChildProcess:
+    environment = {"MESH_DRAIN_DELAY": "0.4", **environment}
+    return processes.start([*by, *map(str, arguments)], name="gateway", environment=environment)
+
+
+async def status(port: int, path: str) -> int:
+    return parts(await talk(port, request(f"GET {path}")))[0]
+
+
+@pytest.mark.spec("S-350", "A13", "X-51")
+@pytest.mark.parametrize("by", [MODULE, COMMAND], ids=["module", "command"])
+async def test_it_serves_what_its_file_says_and_ends_with_0(
+    by: list[str], processes: Processes, tmp_path: Path, upstream: RawUpstream
+) -> None:
+    child = start(processes, "--config", settings(tmp_path, upstream.url), "--port", "{port}", by=by)
+    await child.ready(SERVES)
+
+    assert await status(child.port, "/api/x") == 200
+    assert child.log.count("gateway on") == 1
+    assert f"gateway on http://127.0.0.1:{child.port} (routes: 1, services: 1)" in child.log
+    assert await asyncio.to_thread(child.stop) == 0
+
+
+@pytest.mark.spec("S-320", "S-321")
+async def test_variables_say_where_it_listens(processes: Processes, tmp_path: Path, upstream: RawUpstream) -> None:
+    port = free_port()
+    file = settings(tmp_path, upstream.url, extra="port = 1")
+    child = start(processes, "--config", file, GATEWAY_HOST="localhost", GATEWAY_PORT=str(port))
+    await child.ready(SERVES)
+
+    assert await status(port, "/api/x") == 200
+
+
+async def test_on_sigterm_readiness_turns_first_and_requests_under_way_are_completed(
+    processes: Processes, tmp_path: Path
+) -> None:
+    arrived, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        arrived.set()
+        await go_on.wait()
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\ndone")
+
+    async with RawUpstream(slow) as upstream:
+        child = start(processes, "--config", settings(tmp_path, upstream.url), "--port", "{port}")
+        await child.ready(SERVES)
+        assert await status(child.port, "/health/ready") == 200
+        asked = asyncio.ensure_future(talk(child.port, request("GET /api/x")))  # noqa: TID251 - the test's own
+        await arrived.wait()
+
+        child.signal(signal.SIGTERM)
+        await until(lambda: _is(child.port, "/health/ready", 503), "readiness is 503 while the port is still open", 2)
+        go_on.set()
+
+        assert parts(await asked)[2] == b"done"
+        assert await asyncio.to_thread(child.ended) == 0
+
+
+async def _is(port: int, path: str, expected: int) -> bool:
+    return await status(port, path) == expected
+
+
+async def test_ctrl_c_ends_it_at_once_and_with_0(processes: Processes, tmp_path: Path, upstream: RawUpstream) -> None:
+    child = start(processes, "--config", settings(tmp_path, upstream.url), "--port", "{port}", MESH_DRAIN_DELAY="20")
+    await child.ready(SERVES)
+    began = time.monotonic()
+
+    child.signal(signal.SIGINT)
+
+    assert await asyncio.to_thread(child.ended) == 0
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_what_can_not_start_is_told_in_four_lines_with_exit_code_3(workers: str, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        file = settings(tmp_path, "http://127.0.0.1:1", extra=f"port = {taken.getsockname()[1]}")
+
+        ended = subprocess.run(
+            [*MODULE, "--config", file, "--workers", workers],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            cwd=ROOT,
+        )
+
+    assert ended.returncode == 3
+    assert "fastapi-mesh: the gateway can't start" in ended.stderr
+    assert "is in use by another program" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (Options(config="none.toml"), "none.toml: there is no such file"),
+        (Options(app="tests.api_gateway.code_gateway"), "is not MODULE:NAME"),
+        (Options(app="no_such_module:gateway"), "there is no module 'no_such_module'"),
+        (Options(app="tests.api_gateway.code_gateway:nothing"), "is nothing, not an APIGateway"),
+        (Options(app="tests.api_gateway.code_gateway:not_a_gateway"), "is a int, not an APIGateway"),
+        (Options(port=70000), "port: 70000 is too large"),
+        (Options(app="tests.api_gateway.code_gateway:gateway", workers=0), "workers: 0 is too small"),
+    ],
+)
+def test_wrong_arguments_are_told(options: Options, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UPSTREAM", "http://127.0.0.1:1")
+
+    with pytest.raises(ConfigurationError, match=re.escape(said)):
+        make_gateway(options)
+
+
+async def test_a_file_with_a_node_s_settings_makes_the_gateway_one(
+    processes: Processes, tmp_path: Path, upstream: RawUpstream
+) -> None:
+    file = tmp_path / "both.toml"
+    file.write_text(
+        f'service_name = "edge"\nmetrics_path = "/own-metrics"\n[gateway]\nhost = "127.0.0.1"\n'
+        f'services = {{ up = "{upstream.url}" }}\nroutes = [{{ path = "/api/*", service = "up" }}]\n'
+    )
+    child = start(processes, "--config", file, "--port", "{port}")
+    await child.ready(SERVES)
+
+    assert await status(child.port, "/api/x") == 200
+    assert b'source_service="edge"' in await talk(child.port, request("GET /own-metrics"))
+
+
+def runs(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+# Workers
+
+
+@pytest.fixture
+async def workers(processes: Processes, tmp_path: Path, upstream: RawUpstream) -> ChildProcess:
+    """Two workers with metrics on a port of their own (the next one)."""
+    file = settings(tmp_path, upstream.url, extra=f"metrics_port = {free_port()}")
+    child = start(processes, "--config", file, "--port", "{port}", "--workers", "2")
+    return await child.ready(SERVES)
+
+
+def metrics_port(child: ChildProcess) -> int:
+    found = re.search(r"metrics on http://127\.0\.0\.1:(\d+)/metrics", child.log)
+    assert found is not None
+    return int(found[1])
+
+
+@pytest.mark.spec("S-064", "B16")
+async def test_workers_share_the_port_count_together_are_replaced_and_end_together(workers: ChildProcess) -> None:
+    for _ in range(40):
+        assert await status(workers.port, "/api/x") == 200
+
+    metrics = await talk(metrics_port(workers), request("GET /metrics"))
+    assert b'gateway_requests_total{method="GET",path="/api/*",status="200"} 40.0' in metrics
+    assert await status(metrics_port(workers), "/health/ready") == 200
+    assert await status(workers.port, "/metrics") == 404
+    assert len(process_tree(workers.pid)) == 3
+    assert "2 workers, each a node of its own" in workers.log
+
+    # One that dies is replaced, and no connection is lost.
+    _, victim, _ = process_tree(workers.pid)
+    os.kill(victim, signal.SIGKILL)
+
+    answers = await asyncio.gather(*[status(workers.port, "/api/x") for _ in range(20)])
+
+    assert answers == [200] * 20
+    await until(lambda: _is(metrics_port(workers), "/health", 200), "the worker is replaced")
+    assert victim not in process_tree(workers.pid)
+    assert "ended with -9; another takes its place" in workers.log
+
+    # All end gracefully on SIGTERM.
+    tree = process_tree(workers.pid)
+
+    assert await asyncio.to_thread(workers.stop) == 0
+
+    assert not any(map(runs, tree))
+    assert workers.log.count("signal 15, draining") == 2
+
+
+def _logged(child: ChildProcess, text: str, times: int) -> Callable[[], Awaitable[bool]]:
+    async def check() -> bool:
+        return child.log.count(text) >= times
+
+    return check
+
+
+@pytest.mark.spec("X-30")
+async def test_all_workers_reload_and_one_that_is_replaced_meanwhile_has_what_was_last_good(
+    workers: ChildProcess, tmp_path: Path, upstream: RawUpstream
+) -> None:
+    file = settings(tmp_path, upstream.url, extra="port = [")
+    workers.signal(signal.SIGHUP)
+    await until(_logged(workers, "are refused", 2), "both have refused it")
+    _, victim, _ = process_tree(workers.pid)
+    os.kill(victim, signal.SIGKILL)
+
+    for _ in range(10):
+        assert await status(workers.port, "/api/x") == 200
+    await until(_logged(workers, "this worker starts with the settings that were last good", 1), "it is replaced")
+
+    settings(tmp_path, upstream.url, path="/new/*")
+    assert file.exists()
+    workers.signal(signal.SIGHUP)
+    await until(_logged(workers, "settings reloaded", 2), "both have taken it over")
+    for _ in range(10):
+        assert await status(workers.port, "/new/x") == 200
+
+    # And they end when their parent is killed.
+    tree = process_tree(workers.pid)
+    workers.kill()
+
+    async def gone() -> bool:
+        return not any(map(runs, tree))
+
+    await until(gone, "the workers end by themselves")
+
+
+async def test_workers_of_a_gateway_made_in_code(processes: Processes, upstream: RawUpstream) -> None:
+    arguments = ["--app", "tests.api_gateway.code_gateway:gateway", "--port", "{port}", "--workers", "2"]
+    child = start(processes, *arguments, UPSTREAM=upstream.url)
+    await child.ready(SERVES)
+
+    assert await status(child.port, "/api/x") == 200
+    assert b"gateway_requests_total" in await talk(child.port, request("GET /metrics")), "any worker answers for all"
