@@ -78,7 +78,7 @@ async def storm(processes: Processes, folder: Path, *, seconds: int, reloads: in
     answered = re.search(r"(\d+) requests in", said)
     print(said, applied and applied[0])
     assert applied is not None
-    assert float(applied[1]) == reloads * workers
+    assert float(applied[1]) >= reloads * workers * 0.9  # two signals may become one
     assert 'result="refused"' not in counted
     assert answered is not None
     assert int(answered[1]) > 100 * seconds
