@@ -65,6 +65,7 @@ class GatewayProtocol(StrictHttpProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as in uvicorn
         super().connection_made(transport)
         limits = self.limits
+        self._whole = limits.max_head
         if limits.connections is not None and len(self.connections) > limits.connections:
             self.app = self._busy
             self.ws_protocol_class = None  # a handshake is answered as what it also is: a GET request
@@ -79,23 +80,9 @@ class GatewayProtocol(StrictHttpProtocol):
         super().handle_websocket_upgrade()
 
     def data_received(self, data: bytes) -> None:
-        if self._ended:
+        if len(data) > self._whole:
+            self._take_in_pieces(data)
             return
-        size = self.limits.max_head
-        if len(data) <= size or self._is_in_body():
-            self._take(data)
-            return
-        for start in range(0, len(data), size):
-            self._take(data[start : start + size])
-            if self._has_ended():
-                return
-
-    def send_400_response(self, msg: str) -> None:
-        self._answer(400, "this is not a valid HTTP/1.1 request")
-
-    # Private.
-
-    def _take(self, data: bytes) -> None:
         super().data_received(data)
         cycle = self.cycle
         if cycle is not None and cycle.scope is self.scope and not cycle.response_complete:
@@ -103,6 +90,27 @@ class GatewayProtocol(StrictHttpProtocol):
                 self._stop_timer()
         elif not self._has_ended():
             self._take_unfinished(len(data))
+
+    def send_400_response(self, msg: str) -> None:
+        self._answer(400, "this is not a valid HTTP/1.1 request")
+
+    # Private.
+
+    def _take_in_pieces(self, data: bytes) -> None:
+        """So that no more of a head is taken than twice its largest size; of a body, all at once."""
+        if self._ended:
+            return
+        size = self.limits.max_head
+        if self._is_in_body():
+            self._whole = len(data)
+            self.data_received(data)
+            if self._whole == len(data):  # not refused meanwhile
+                self._whole = size
+            return
+        for start in range(0, len(data), size):
+            self.data_received(data[start : start + size])
+            if self._has_ended():
+                return
 
     def _take_unfinished(self, received: int) -> None:
         """Something came that is no whole head: its beginning, line ends, or the rest of a body that nobody wants."""
@@ -158,7 +166,10 @@ class GatewayProtocol(StrictHttpProtocol):
         headers = [*self.server_state.default_headers, *headers, (b"connection", b"close")]
         head = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}".encode(), *[b": ".join(each) for each in headers]]
         self.transport.write(b"\r\n".join([*head, b"", body]))
-        self._ended = True  # and what still comes is read away: closing at once would reset the answer (RFC 9112 9.6)
+        self._ended, self._whole = (
+            True,
+            -1,
+        )  # and what still comes is read away: closing at once would reset the answer (RFC 9112 9.6)
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._timer = self.loop.call_later(LINGER, self.transport.close)
