@@ -42,7 +42,8 @@ def settings(folder: Path, upstream: str, extra: str = "", path: str = "/api/*")
 
 
 def start(processes: Processes, *arguments: object, by: list[str] = MODULE, **environment: str) -> ChildProcess:
-    environment = {"MESH_DRAIN_DELAY": "0.4", **environment}
+    # Where one is killed, what it had in its temporary folder stays: in the test's own.
+    environment = {"MESH_DRAIN_DELAY": "0.4", "TMPDIR": str(processes._folder), **environment}
     return processes.start([*by, *map(str, arguments)], name="gateway", environment=environment)
 
 
