@@ -170,9 +170,15 @@ class APIGateway(SetUpInCode):
             around = Around(self, extensions.foreign) if extensions.foreign else None
         table = self._table if config == self.config else new_table(config.routes, config)
         if self._life is not None:
+            table = table.over(self._life.dynamic_table(config))
             self._life.take(config, table.routes, extensions)
         self.config, self._table, self._extensions, self._around = config, table, extensions, around
         self._prefix = config.prefix.encode()
+
+    def _services_changed(self) -> None:
+        """Dynamic routes follow the services."""
+        if self._life is not None and self.config.dynamic_routing:
+            self._take(self.config)
 
     def _load(self, code: Mapping[str, object]) -> GatewayConfig:
         return load_gateway_config(code, file=self._file, env=self._env, stored=self._reloads.stored)
@@ -263,6 +269,7 @@ class APIGateway(SetUpInCode):
     async def aclose(self) -> None:
         """Close, and stop the mesh if opening started it. Safe to call twice."""
         life, self._life, self._lock = self._life, None, None
+        self._table = self._table.over(None)
         await self._reloads.aclose()
         if life is not None:
             await life.aclose()
@@ -281,12 +288,14 @@ class APIGateway(SetUpInCode):
                         apps=self._apps,
                         mesh=self._given_mesh or found_mesh,
                         added=self._added,
+                        services_changed=self._services_changed,
                     )
                     await life.start()
                 except BaseException:
                     await self._reloads.aclose()
                     raise
                 self._life = life
+                self._services_changed()
                 self._reloads.start(life.mesh)
                 if self._server is not None:
                     self._server.opened(life)

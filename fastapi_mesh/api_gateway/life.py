@@ -13,6 +13,7 @@ from fastapi_mesh.api_gateway.cache.engine import CacheEngine
 from fastapi_mesh.api_gateway.cache.wiring import ENGINE, new_caching
 from fastapi_mesh.api_gateway.client import Watch
 from fastapi_mesh.api_gateway.cors import CorsRules
+from fastapi_mesh.api_gateway.dynamic import FoundServices, dynamic_routes
 from fastapi_mesh.api_gateway.early import EarlyAnswers
 from fastapi_mesh.api_gateway.engines import Engines
 from fastapi_mesh.api_gateway.forward import Forward
@@ -22,6 +23,7 @@ from fastapi_mesh.api_gateway.own_state import own_states
 from fastapi_mesh.api_gateway.pipeline import Parts, compile_chain
 from fastapi_mesh.api_gateway.ratelimit.limits import rate_limits
 from fastapi_mesh.api_gateway.reserved import reserved_paths
+from fastapi_mesh.api_gateway.routes import new_table
 from fastapi_mesh.api_gateway.services import Services
 from fastapi_mesh.api_gateway.transform.steps import unknown_routes
 from fastapi_mesh.api_gateway.websocket.handshake import Upgrade
@@ -33,12 +35,13 @@ from fastapi_mesh.exceptions import ConfigurationError
 from fastapi_mesh.service_mesh.mesh import ServiceMesh
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from fastapi_mesh.api_gateway.access_lines import AccessLines
     from fastapi_mesh.api_gateway.exchange import GatewayService
     from fastapi_mesh.api_gateway.extensions import Extensions
     from fastapi_mesh.api_gateway.routes import Route
+    from fastapi_mesh.api_gateway.table import RouteTable
     from fastapi_mesh.config.gateway import GatewayConfig
     from fastapi_mesh.config.policies import ServicePolicy
     from fastapi_mesh.core.instance import ASGIApp, Message
@@ -68,8 +71,10 @@ class Life:
         apps: Mapping[str, ASGIApp],
         mesh: ServiceMesh | None,
         added: set[str],
+        services_changed: Callable[[], object] = lambda: None,
     ) -> None:
-        self.mesh = mesh or _private_mesh()
+        self.mesh = mesh or _private_mesh(discover=config.dynamic_routing)
+        self.found = FoundServices(self.mesh, services_changed)
         self._services = Services(self.mesh, apps, added)
         self._config = config
         self._routes = routes
@@ -87,9 +92,7 @@ class Life:
         self.take(config, routes, extensions)
         self._watch = Watch(self.mesh.supervisor)
         self.forward = Forward(self.mesh, forwarding=self._forwarding, watch=self._watch, early=self._early)
-        self.websockets = WebSockets(
-            self.mesh, forwarding=self._forwarding, early=self._early, meter=self._meter
-        )
+        self.websockets = WebSockets(self.mesh, forwarding=self._forwarding, early=self._early, meter=self._meter)
         self.reserved = reserved_paths(self.mesh, metrics=metrics is not None)
         self._unsubscribe = self.mesh.policies.on_change(self._policy_changed)
 
@@ -99,6 +102,11 @@ class Life:
         engine = self._engines.running(ENGINE)
         return engine if isinstance(engine, CacheEngine) else None
 
+    def dynamic_table(self, config: GatewayConfig) -> RouteTable[Route] | None:
+        """The routes to discovered services, None where there are none."""
+        routes = dynamic_routes(config, self.found.services, self.mesh.service_name)
+        return new_table(routes, config) if routes else None
+
     def service_names(self) -> list[str]:
         """The services that routes lead to, and those that are configured."""
         routed = [name for route in self._routes for name in route.services]
@@ -107,11 +115,14 @@ class Life:
     async def start(self) -> None:
         """Open the mesh, unless another door has: the first one owns it."""
         self._owns_mesh = await self.mesh.life.open()
+        self.found.take(self._config)
+        await self.found.wait_first()
         self._health.take(self._health_checks)
         self._is_open = True
 
     async def aclose(self) -> None:
         self._unsubscribe()
+        self.found.close()
         self._health.close()
         self._watch.close()
         self.forward.close()
@@ -128,6 +139,7 @@ class Life:
     def take(self, config: GatewayConfig, routes: Sequence[Route], extensions: Extensions) -> None:
         """Make all this what counts from now on. Raises ConfigurationError before anything has changed."""
         self._services.check(config)
+        self.found.check(config)
         self._forwarding.configure(config.trusted_proxies, config.via)
         try:
             lines = new_lines(config, extensions.providers)
@@ -146,6 +158,7 @@ class Life:
         self._health_checks = extensions.health_checks
         if self._is_open:
             self._health.take(extensions.health_checks)
+            self.found.take(config)
         for route, chain, upgrade in chains:
             route.chain, route.upgrade = chain, upgrade
             route.websocket = effective(config.websocket, route.config.websocket)
@@ -191,7 +204,7 @@ class Life:
             self._set_policy(route, service)
 
     def _set_policy(self, route: Route, service: str) -> None:
-        """The mesh's policy for the service, under the gateway's own timeouts and retries (B3 to B5), under the route's.
+        """The mesh's policy for the service, under the gateway's own (B3 to B5), under the route's.
 
         What routes have in common is worked out once: 10 000 of them are changed together.
         """
@@ -220,9 +233,9 @@ def mesh_of(scope: Message) -> ServiceMesh | None:
     return None
 
 
-def _private_mesh() -> ServiceMesh:
+def _private_mesh(*, discover: bool) -> ServiceMesh:
     """A mesh for this gateway alone: it knows the services it is told of, and discovers others only if asked to."""
-    asked = any(os.environ.get(name) for name in _ASKS_FOR_DISCOVERY)
+    asked = discover or any(os.environ.get(name) for name in _ASKS_FOR_DISCOVERY)
     if asked:
         return ServiceMesh(PRIVATE_NAME)
     return ServiceMesh(PRIVATE_NAME, discovery_backend="static", enable_service_discovery=False)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -19,6 +20,26 @@ class Discovery(Protocol):
         An unknown service is an empty list. The iterator never ends by itself; when the registry can't be reached it
         raises (the caller keeps the last list, waits and calls `watch` again). Each list is sorted by id, has no
         duplicate ids, and differs from the one before.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class KnownService:
+    """A service that has an instance, and all tags that any of its instances has."""
+
+    name: str
+    tags: frozenset[str] = frozenset()
+
+
+@runtime_checkable
+class ServiceList(Protocol):
+    """Knows which services there are; a Discovery may be one. Dynamic routes of a gateway need it."""
+
+    def watch_services(self) -> AsyncIterator[tuple[KnownService, ...]]:
+        """Yield all services with an instance, sorted by name: at once, and again whenever they or their tags change.
+
+        Ends and fails as `Discovery.watch` does: never by itself, and by raising when the registry can't be reached.
         """
         ...
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import AsyncGenerator
+from functools import partial
 from typing import TYPE_CHECKING
 
 from fastapi_mesh.core.tasks import Supervisor
+from fastapi_mesh.discovery.base import ServiceList
 from fastapi_mesh.discovery.lists import same, watching
 from fastapi_mesh.exceptions import ServiceDiscoveryError
 
@@ -14,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
 
     from fastapi_mesh.core.instance import Instance
-    from fastapi_mesh.discovery.base import Discovery
+    from fastapi_mesh.discovery.base import Discovery, KnownService
 
 
 class ChainedDiscovery:
@@ -49,6 +52,55 @@ class ChainedDiscovery:
         finally:
             tasks = [task for each in followed for task in each.stop()]
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def watch_services(self) -> AsyncIterator[tuple[KnownService, ...]]:
+        """See `ServiceList.watch_services`: the services of all sources that can list them, each as the first of them
+        that knows it has it. Never raises: a source that fails keeps what it said last, and is tried again in the
+        background, as `discovery-services:NUMBER` of the supervisor.
+        """
+        listings = [source for source in self._sources if isinstance(source, ServiceList)]
+        wake = asyncio.Event()
+        latest: dict[int, tuple[KnownService, ...]] = {}
+        tasks = [
+            self._supervisor.keep(
+                partial(self._follow_services, number, listing, latest, wake), name=f"discovery-services:{number}"
+            )
+            for number, listing in enumerate(listings, 1)
+        ]
+        last: tuple[KnownService, ...] | None = None
+        try:
+            while True:
+                wake.clear()
+                merged = {each.name: each for number in sorted(latest, reverse=True) for each in latest[number]}
+                current = tuple(merged[name] for name in sorted(merged))
+                if current != last and len(latest) == len(listings):
+                    last = current
+                    yield current
+                else:
+                    await wake.wait()
+        finally:
+            for number, task in enumerate(tasks, 1):
+                task.cancel()
+                self._supervisor.degraded.pop(f"discovery-services:{number}", None)
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _follow_services(
+        self, number: int, listing: ServiceList, latest: dict[int, tuple[KnownService, ...]], wake: asyncio.Event
+    ) -> None:
+        services = listing.watch_services()
+        try:
+            async for known in services:
+                latest[number] = known
+                self._supervisor.recovered(f"discovery-services:{number}")
+                wake.set()
+            raise ServiceDiscoveryError("the watch of the services ended by itself")
+        except Exception:
+            latest.setdefault(number, ())  # the others need not wait for it
+            wake.set()
+            raise
+        finally:
+            if isinstance(services, AsyncGenerator):
+                await services.aclose()
 
 
 class _Followed:

@@ -10,10 +10,11 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, get_args
 
 from fastapi_mesh.core.instance import Health, Scheme
+from fastapi_mesh.discovery.base import KnownService
 from fastapi_mesh.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import AsyncIterator, Iterable, Mapping
 
     from fastapi_mesh.core.instance import Instance
     from fastapi_mesh.discovery.base import Discovery
@@ -32,6 +33,15 @@ def ordered(instances: Iterable[Instance]) -> tuple[Instance, ...]:
 def same(one: tuple[Instance, ...], other: tuple[Instance, ...]) -> bool:
     """Whether two lists say the same; an application object (`app`) is compared by identity."""
     return one is other or (one == other and all(a.app is b.app for a, b in zip(one, other, strict=True)))
+
+
+def known_services(lists: Mapping[str, tuple[Instance, ...]]) -> tuple[KnownService, ...]:
+    """The services of `lists` that have an instance, as `ServiceList.watch_services` promises them."""
+    return tuple(
+        KnownService(service, frozenset(tag for each in instances for tag in each.tags))
+        for service, instances in sorted(lists.items())
+        if instances
+    )
 
 
 @asynccontextmanager

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from fastapi_mesh.core.clock import SystemClock
-from fastapi_mesh.discovery.lists import check, same
+from fastapi_mesh.discovery.lists import check, known_services, same
 from fastapi_mesh.discovery.local_file import Reading, RegistryFile
 from fastapi_mesh.discovery.rows import Owner, Row, RowRegistration, check_times
 from fastapi_mesh.exceptions import ConfigurationError, ServiceDiscoveryError
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from fastapi_mesh.core.clock import Clock
     from fastapi_mesh.core.instance import Instance
+    from fastapi_mesh.discovery.base import KnownService
 
 T = TypeVar("T")
 
@@ -147,6 +148,19 @@ class LocalRegistry:
         while True:
             version, current = self._version, lists.get(service, ())
             if last is None or not same(current, last):
+                last = current
+                yield current
+            else:
+                await self._wait_change(version)
+            lists = self._reading.lists
+
+    async def watch_services(self) -> AsyncIterator[tuple[KnownService, ...]]:
+        """See `ServiceList.watch_services`. Raises what `open` raises."""
+        lists = await self._lists()
+        last: tuple[KnownService, ...] | None = None
+        while True:
+            version, current = self._version, known_services(lists)
+            if current != last:
                 last = current
                 yield current
             else:

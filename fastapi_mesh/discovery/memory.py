@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from fastapi_mesh.core.clock import SystemClock
 from fastapi_mesh.discovery.bell import Bell
-from fastapi_mesh.discovery.lists import check, same
+from fastapi_mesh.discovery.lists import check, known_services, same
 from fastapi_mesh.discovery.rows import Owner, Row, RowRegistration, check_times, lists_of
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from fastapi_mesh.core.clock import Clock
     from fastapi_mesh.core.instance import Instance
+    from fastapi_mesh.discovery.base import KnownService
 
     Lists = dict[str, tuple[Instance, ...]]
 
@@ -70,10 +71,21 @@ class MemoryRegistry:
             if last is None or not same(current, last):
                 last = current
                 yield current
-            elif next_expiry == math.inf:
-                await self._bell.wait(version)
             else:
-                await self._bell.wait(version, clock=self._clock, limit=next_expiry - self._clock.now())
+                await self._wait(version, next_expiry)
+
+    async def watch_services(self) -> AsyncIterator[tuple[KnownService, ...]]:
+        """See `ServiceList.watch_services`; never raises."""
+        last: tuple[KnownService, ...] | None = None
+        while True:
+            version = self._bell.version
+            lists, next_expiry = self._current()
+            current = known_services(lists)
+            if current != last:
+                last = current
+                yield current
+            else:
+                await self._wait(version, next_expiry)
 
     async def renew(self, row: Row) -> None:
         """Prolong the lease of `row`, or put it back if it is gone; one that was replaced stays replaced."""
@@ -97,6 +109,13 @@ class MemoryRegistry:
             del self._rows[_key(row)]
             self._next_expiry = -math.inf
         self._bell.ring()
+
+    async def _wait(self, version: int, next_expiry: float) -> None:
+        """Until something changed, or a lease may be over."""
+        if next_expiry == math.inf:
+            await self._bell.wait(version)
+        else:
+            await self._bell.wait(version, clock=self._clock, limit=next_expiry - self._clock.now())
 
     def _put(self, row: Row) -> None:
         self._rows[_key(row)] = row

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from fastapi_mesh.core.instance import Instance
 from fastapi_mesh.discovery.bell import Bell
-from fastapi_mesh.discovery.lists import check, ordered, same
+from fastapi_mesh.discovery.lists import check, known_services, ordered, same
 from fastapi_mesh.discovery.urls import parse
 from fastapi_mesh.exceptions import ConfigurationError
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
     from fastapi_mesh.core.instance import ASGIApp
+    from fastapi_mesh.discovery.base import KnownService
 
     Target = str | ASGIApp | Instance
     Targets = Target | Sequence[Target]
@@ -72,6 +73,18 @@ class StaticDiscovery:
             version = self._bell.version
             current = self._lists.get(service, ())
             if last is None or not same(current, last):
+                last = current
+                yield current
+            else:
+                await self._bell.wait(version)
+
+    async def watch_services(self) -> AsyncIterator[tuple[KnownService, ...]]:
+        """See `ServiceList.watch_services`; never raises."""
+        last: tuple[KnownService, ...] | None = None
+        while True:
+            version = self._bell.version
+            current = known_services(self._lists)
+            if current != last:
                 last = current
                 yield current
             else:

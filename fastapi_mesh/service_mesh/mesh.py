@@ -43,7 +43,7 @@ from fastapi_mesh.service_mesh.wires import Wires
 
 if TYPE_CHECKING:
     from collections import deque
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping
     from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from fastapi_mesh.core.instance import ASGIApp, Instance, InstanceState
     from fastapi_mesh.core.message import Header, Request, Response
     from fastapi_mesh.core.state import Breaker
-    from fastapi_mesh.discovery.base import Discovery
+    from fastapi_mesh.discovery.base import Discovery, KnownService
     from fastapi_mesh.observability.metrics import MeshMetrics
     from fastapi_mesh.observability.tracing import Tracing
     from fastapi_mesh.wire.base import Wire
@@ -532,6 +532,15 @@ class ServiceMesh:
     def finds_services(self) -> bool:
         """Whether there is a registry, which may know services that nobody gave."""
         return self._sources.backend is not None
+
+    @property
+    def lists_services(self) -> bool:
+        """Whether `watch_services` tells of all services: not so if a registry of your own has no such method."""
+        return self._sources.lists_services
+
+    def watch_services(self) -> AsyncIterator[tuple[KnownService, ...]]:
+        """Which services there are, fixed ones and discovered: at once, and whenever it changes (`ServiceList`)."""
+        return self._sources.chain.watch_services()
 
     def configure_load_balancing(self, settings: Mapping[str, Mapping[str, object]]) -> None:
         """Per service: `{"strategy": "least_connections", "weights": {"order-service-2": 2.0}}`."""

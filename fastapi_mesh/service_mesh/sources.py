@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 from fastapi_mesh.core.instance import Instance
 from fastapi_mesh.discovery.address import best_listener, own_listeners
+from fastapi_mesh.discovery.base import ServiceList
 from fastapi_mesh.discovery.chained import ChainedDiscovery
 from fastapi_mesh.discovery.directory import Directory
 from fastapi_mesh.discovery.hosts import HostNames
@@ -58,15 +59,19 @@ class Sources:
         self.static = StaticDiscovery()
         self.backend = discovery if discovery is not None else _backend(config, clock)
         sources = [self.static] if self.backend is None else [self.static, self.backend]
-        self.directory = Directory(
-            ChainedDiscovery(sources, supervisor=supervisor), supervisor, observer=observer, clock=clock
-        )
+        self.chain = ChainedDiscovery(sources, supervisor=supervisor)
+        self.directory = Directory(self.chain, supervisor, observer=observer, clock=clock)
         self._own: OwnRegistrations | None = None
         registrar = _registrar(self.backend)
         if registrar is not None:
             self._own = OwnRegistrations(registrar, supervisor, clock=clock)
         for name, urls in config.services.items():
             self.add(name, urls)
+
+    @property
+    def lists_services(self) -> bool:
+        """Whether every source can say which services it knows."""
+        return self.backend is None or isinstance(self.backend, ServiceList)
 
     def add(self, name: str, targets: Targets) -> None:
         """Fixed instances of `name`; replaces those given before. An application's lifespan runs with the mesh's."""

@@ -6,6 +6,7 @@ import pytest
 
 from fastapi_mesh.core.tasks import Supervisor
 from fastapi_mesh.discovery.chained import ChainedDiscovery
+from fastapi_mesh.discovery.lists import known_services
 from fastapi_mesh.discovery.static import StaticDiscovery
 from fastapi_mesh.exceptions import ServiceDiscoveryError
 from fastapi_mesh.testing.clock import FakeClock
@@ -110,3 +111,53 @@ async def test_a_source_whose_watch_ends_by_itself_is_a_failing_one():
 async def test_no_sources_at_all_know_nobody():
     async with Seen(ChainedDiscovery([]), "users") as seen:
         await seen.until(lambda now: now == ())
+
+
+class Listing(ScriptedDiscovery):
+    """Lists what it knows of as services, or fails."""
+
+    async def watch_services(self):
+        last = None
+        while True:
+            if self._error is not None:
+                raise self._error
+            now = known_services(self._lists)
+            if now != last:
+                last = now
+                yield now
+            else:
+                await self._changes.wait_change()
+
+
+@pytest.mark.spec("S-203")
+async def test_the_services_of_all_sources_are_listed_and_those_of_one_that_fails_stay():
+    clock = FakeClock()
+    supervisor = Supervisor(clock=clock)
+    fixed, registry = Listing(users="u1"), Listing(orders="o1")
+    chained = ChainedDiscovery([fixed, ScriptedDiscovery(hidden="h1"), registry], supervisor=supervisor)
+    services = chained.watch_services()
+
+    assert [each.name for each in await anext(services)] == ["orders", "users"]
+    registry.fail(OSError("no route to the registry"))
+    fixed.set("billing", "b1")
+    assert [each.name for each in await anext(services)] == ["billing", "orders", "users"]
+    assert "OSError" in supervisor.degraded["discovery-services:2"]
+    registry.set("orders")
+    await clock.advance(1.0)
+    assert [each.name for each in await anext(services)] == ["billing", "users"]
+    assert supervisor.degraded == {}
+
+    await services.aclose()
+    assert supervisor.statistics()["tasks"] == 0
+
+
+@pytest.mark.spec("S-203")
+async def test_a_source_that_fails_from_the_start_does_not_keep_the_services_of_the_others_back():
+    supervisor = Supervisor(clock=FakeClock())
+    broken = Listing()
+    broken.fail(OSError("no route to the registry"))
+    services = ChainedDiscovery([Listing(users="u1"), broken], supervisor=supervisor).watch_services()
+
+    assert [each.name for each in await anext(services)] == ["users"]
+
+    await services.aclose()
