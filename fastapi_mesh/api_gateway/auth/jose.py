@@ -7,6 +7,7 @@ PEM form, and to check or make a signature with one algorithm and one key that f
 from __future__ import annotations
 
 import warnings
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from cryptography import x509
@@ -19,7 +20,7 @@ from joserfc.jwk import ECKey, OctKey, OKPKey, RSAKey, import_key
 from joserfc.jws import JWSRegistry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from joserfc.jwk import Key as AnyKey
 
@@ -62,8 +63,7 @@ def smallest_secret(algorithm: str) -> int:
 
 def secret_key(secret: str, algorithms: tuple[str, ...]) -> Key:
     """The key for a shared secret. Raises ValueError for one that is a public key: everybody knows those."""
-    with warnings.catch_warnings():  # joserfc warns of short ones, with less to say than we have
-        warnings.simplefilter("ignore")
+    with _quiet():
         key = OctKey.import_key(secret)
     if "-----BEGIN" in secret or secret.startswith(("ssh-", "ecdsa-sha2-")):
         raise ValueError("is a key in PEM or SSH form, not a secret: public_key takes public keys")
@@ -88,15 +88,8 @@ def pem_key(text: str, algorithms: tuple[str, ...] | None) -> tuple[Key, tuple[s
         raise ValueError(known) from None
     if not isinstance(public, RSAPublicKey | EllipticCurvePublicKey | Ed25519PublicKey):
         raise ValueError(_NOT_OURS)
-    pem = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    key: RSAKey | ECKey | OKPKey
-    if isinstance(public, RSAPublicKey):
-        key, usual = RSAKey.import_key(pem), "RS256"
-    elif isinstance(public, Ed25519PublicKey):
-        key, usual = OKPKey.import_key(pem), "EdDSA"
-    else:
-        key = ECKey.import_key(pem)
-        usual = _CURVES.get(key.curve_name, "")
+    key = _from_public(public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo), public)
+    usual = {"RSA": "RS256", "OKP": "EdDSA"}.get(key.key_type) or _CURVES.get(getattr(key, "curve_name", ""), "")
     if not usual:
         raise ValueError(_NOT_OURS)
     wanted = algorithms or (usual,)
@@ -132,11 +125,13 @@ def signer(text: str, algorithm: str) -> Callable[[bytes], bytes]:
         key: OctKey | RSAKey | ECKey | OKPKey
         if kind == "oct":
             secret_key(text, (algorithm,))
-            key = OctKey.import_key(text)
+            with _quiet():
+                key = OctKey.import_key(text)
             if len(text.encode()) < smallest_secret(algorithm):
                 raise ValueError(f"has fewer than {smallest_secret(algorithm)} bytes")
         else:
-            private = _private(kind, text)
+            with _quiet():
+                private = _private(kind, text)
             if not private.is_private:
                 raise ValueError("is a public key; a private one signs")
             if weakness := _weakness(private):
@@ -147,6 +142,23 @@ def signer(text: str, algorithm: str) -> Callable[[bytes], bytes]:
     except (JoseError, TypeError) as error:
         raise ValueError(f"is no key for {algorithm}") from error
     return lambda data: model.sign(data, key)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """joserfc warns of weak keys; what is weak is told by us, with more to say, and where it is heard."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _from_public(
+    pem: bytes, public: RSAPublicKey | EllipticCurvePublicKey | Ed25519PublicKey
+) -> RSAKey | ECKey | OKPKey:
+    with _quiet():
+        if isinstance(public, RSAPublicKey):
+            return RSAKey.import_key(pem)
+        return OKPKey.import_key(pem) if isinstance(public, Ed25519PublicKey) else ECKey.import_key(pem)
 
 
 def _private(kind: str, text: str) -> RSAKey | ECKey | OKPKey:
@@ -165,8 +177,7 @@ def _from_jwk(jwk: Mapping[str, object], algorithms: tuple[str, ...]) -> Key | N
     private = {"d", "p", "q", "dp", "dq", "qi", "oth"}
     public = {name: value for name, value in jwk.items() if name not in private and name not in ("key_ops", "use")}
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _quiet():
             key = import_key(public)  # type: ignore[arg-type]  # what isn't a JWK raises
             weakness = _secret_weakness(len(key.raw_value), algorithms) if isinstance(key, OctKey) else _weakness(key)
             named = jwk.get("alg")

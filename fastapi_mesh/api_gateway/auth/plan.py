@@ -110,7 +110,7 @@ def new_plan(
     providers = _named([*given, *(new_provider(each) for each in auth.providers)])
     problems = _problems([route.config for route in routes], auth, [name for name, _ in providers])
     if tools.production:
-        problems += [line((f"auth.{name}",), text) for name, each in providers for text in each.warnings()]
+        problems += [line(("auth", name), text) for name, each in providers for text in each.warnings()]
         if not auth.enabled:
             text = "authentication can't be switched off in production (MESH_ENVIRONMENT=production)"
             problems.append(line(("auth", "enabled"), text))
