@@ -10,13 +10,13 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from fastapi_mesh.config.routes import RouteConfig
+from fastapi_mesh.discovery.base import KnownService
 from fastapi_mesh.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from fastapi_mesh.config.gateway import GatewayConfig
-    from fastapi_mesh.discovery.base import KnownService
     from fastapi_mesh.service_mesh.mesh import ServiceMesh
 
 logger = logging.getLogger("fastapi_mesh.gateway")
@@ -28,6 +28,9 @@ FIRST_LIST = 1.0
 """Seconds that opening waits for the registry to say which services there are; then routes come when they come."""
 
 TASK = "gateway-dynamic-routes"
+
+ANY_SERVICE = KnownService("any-service")
+"""Stands for services to come: what is wrong with the settings of their routes shows before there is one."""
 
 _CAN_NOT_LIST = (
     "dynamic_routing: the mesh's discovery can't say which services there are; it needs a method watch_services "

@@ -13,7 +13,7 @@ from fastapi_mesh.api_gateway.cache.engine import CacheEngine
 from fastapi_mesh.api_gateway.cache.wiring import ENGINE, new_caching
 from fastapi_mesh.api_gateway.client import Watch
 from fastapi_mesh.api_gateway.cors import CorsRules
-from fastapi_mesh.api_gateway.dynamic import FoundServices, dynamic_routes
+from fastapi_mesh.api_gateway.dynamic import ANY_SERVICE, FoundServices, dynamic_routes
 from fastapi_mesh.api_gateway.early import EarlyAnswers
 from fastapi_mesh.api_gateway.engines import Engines
 from fastapi_mesh.api_gateway.forward import Forward
@@ -23,7 +23,7 @@ from fastapi_mesh.api_gateway.own_state import own_states
 from fastapi_mesh.api_gateway.pipeline import Parts, compile_chain
 from fastapi_mesh.api_gateway.ratelimit.limits import rate_limits
 from fastapi_mesh.api_gateway.reserved import reserved_paths
-from fastapi_mesh.api_gateway.routes import new_table
+from fastapi_mesh.api_gateway.routes import Route, new_table
 from fastapi_mesh.api_gateway.services import Services
 from fastapi_mesh.api_gateway.transform.steps import unknown_routes
 from fastapi_mesh.api_gateway.websocket.handshake import Upgrade
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from fastapi_mesh.api_gateway.access_lines import AccessLines
     from fastapi_mesh.api_gateway.exchange import GatewayService
     from fastapi_mesh.api_gateway.extensions import Extensions
-    from fastapi_mesh.api_gateway.routes import Route
     from fastapi_mesh.api_gateway.table import RouteTable
     from fastapi_mesh.config.gateway import GatewayConfig
     from fastapi_mesh.config.policies import ServicePolicy
@@ -143,7 +142,8 @@ class Life:
         self._forwarding.configure(config.trusted_proxies, config.via)
         try:
             lines = new_lines(config, extensions.providers)
-            chains = self._chains(config, routes, extensions, lines)
+            likely = [Route(each, config) for each in dynamic_routes(config, [ANY_SERVICE], "")]
+            chains = self._chains(config, [*routes, *likely], extensions, lines)[: len(routes)]
         except BaseException:
             self._engines.rollback()
             self._forwarding.configure(self._config.trusted_proxies, self._config.via)

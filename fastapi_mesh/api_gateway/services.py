@@ -48,9 +48,7 @@ class Services:
         problems = check_routes(config.routes, {*given, *config.services}, discoverable=self._mesh.finds_services)
         for name, service in config.services.items():
             if not service.instances and name not in given and not self._mesh.finds_services:
-                problems.append(
-                    f"services.{name}.instances: is empty, and there is no discovery that could find any"
-                )
+                problems.append(f"services.{name}.instances: is empty, and there is no discovery that could find any")
             if service == self._taken.get(name):
                 continue
             for attempt in (

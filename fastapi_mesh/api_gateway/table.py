@@ -285,9 +285,7 @@ def _chosen(choice: Choice[R], scope: Scope | None, authority: bytes | None) -> 
     return choice.pick(Asked(_NOTHING if scope is None else scope, authority))
 
 
-def _not_allowed(
-    refused: list[_Leaf[R]], method: str, scope: Scope | None, authority: bytes | None
-) -> Refusal | None:
+def _not_allowed(refused: list[_Leaf[R]], method: str, scope: Scope | None, authority: bytes | None) -> Refusal | None:
     """Which methods a route would have answered; None where there is none, whatever the method."""
     methods = {
         each

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("fastapi_mesh.config")
 
+
 class Entry(Protocol):
     """A document in a config store; `configstore.base.Entry` is one."""
 

@@ -92,7 +92,7 @@ class GatewayMetrics:
             self._authentications = Counter(
                 "gateway_authentications_total",
                 "Credentials looked at, by provider (none: there was none) and result: accepted, invalid, expired, "
-                "missing, ambiguous, forbidden (a scope or role is missing) or unavailable (the issuer can't be asked).",
+                "missing, ambiguous, forbidden (a scope or role is missing), unavailable (the issuer can't be asked).",
                 ["provider", "result"],
                 registry=registry,
             )

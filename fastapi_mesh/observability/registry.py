@@ -55,6 +55,6 @@ def render_workers(accept: str = "") -> tuple[bytes, str]:
 
 
 def forget_process(pid: int | None = None) -> None:
-    """In multiprocess mode: this worker, or the one that was `pid`, ends: its live gauges must not be shown any more."""
+    """In multiprocess mode: this worker, or the one that was `pid`, ends; its live gauges are not shown any more."""
     if is_multiprocess():
         mark_process_dead(os.getpid() if pid is None else pid)  # type: ignore[no-untyped-call] # prometheus_client leaves it untyped

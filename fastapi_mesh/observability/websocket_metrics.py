@@ -68,7 +68,9 @@ class WebSocketTally:
 
     __slots__ = ("_closed", "_messages", "_open", "_path", "_sizes")
 
-    def __init__(self, path: str, opened: Gauge, closed: Counter, messages: Sequence[Inc], sizes: Sequence[Inc]) -> None:
+    def __init__(
+        self, path: str, opened: Gauge, closed: Counter, messages: Sequence[Inc], sizes: Sequence[Inc]
+    ) -> None:
         self._path = path
         self._open = opened.labels(path)
         self._closed = closed

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from fastapi_mesh.api_gateway import APIGateway
+from fastapi_mesh.api_gateway.auth import APIKeyAuthProvider
 from fastapi_mesh.api_gateway.dynamic import HIDDEN
 from fastapi_mesh.core.instance import Instance
 from fastapi_mesh.discovery.memory import MemoryRegistry
@@ -158,6 +159,34 @@ async def test_settings_for_all_dynamic_routes_come_from_one_table() -> None:
 
     assert [parts(raw)[0] for raw in (passed, long, method)] == [200, 413, 405]
     assert values(users.received[0], b"x-through") == [b"gateway"]
+
+
+@pytest.mark.spec("S-203", "S-007", "S-008", "S-009")
+async def test_dynamic_routes_are_authenticated_limited_and_cached_as_the_table_says() -> None:
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nCache-Control: public, max-age=60\r\n\r\nok"
+    registry = MemoryRegistry()
+    template = {"auth_required": True, "rate_limit": "3/minute", "cache_ttl": 60}
+    async with RawUpstream(answer) as users:
+        await registry.register(instance_of("users", users.url))
+        gateway = new_gateway(registry, dynamic_routes=template)
+        gateway.configure_auth([APIKeyAuthProvider(keys={"ann": "k-123456789012345678"})])
+        async with serving(gateway) as port:
+            nobody = await talk(port, request("GET /api/v1/users/7"))
+            ann = [
+                parts(await talk(port, request("GET /api/v1/users/7", "X-API-Key: k-123456789012345678")))[0]
+                for _ in range(4)
+            ]
+
+    assert parts(nobody)[0] == 401
+    assert ann == [200, 200, 200, 429]
+    assert len(users.received) == 1
+
+
+async def test_what_is_wrong_with_the_table_shows_before_there_is_a_service() -> None:
+    gateway = new_gateway(MemoryRegistry(), dynamic_routes={"auth_required": True})
+
+    with pytest.raises(ConfigurationError, match="no provider"):
+        await gateway.open_in({})
 
 
 @pytest.mark.parametrize("setting", [{"name": "x"}, {"rewrite": "/x"}, {"strip_prefix": True}, {"path": "/x"}])

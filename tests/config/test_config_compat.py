@@ -79,8 +79,10 @@ def test_routes_that_are_no_list_or_stand_in_each_other_s_way_are_refused() -> N
     same = [{"path": "/a", "service": "a"}, {"path": "/a", "service": "b"}]
 
     assert refused(lambda: routes_from_description(same)).problems == (
-        "routes[1]: '/a' with any method is already routes[0], under the same conditions; "
-        "remove one, split methods or give one a priority",
+        (
+            "routes[1]: '/a' with any method is already routes[0], under the same conditions; "
+            "remove one, split methods or give one a priority"
+        ),
     )
     assert refused(lambda: routes_from_description({"path": "/a"})).problems == ("routes: a table is not a list",)  # type: ignore[arg-type]  # the mistake
 

@@ -115,8 +115,7 @@ def test_a_problem_of_a_service_is_one_line_with_its_path(service: dict[str, obj
         ),
         (
             {"path": "/a", "service": "a", "xyzzy": 1},
-            "routes[0].xyzzy: unknown key; known here: "
-            + ", ".join(keys_at(RouteConfig, ())),
+            "routes[0].xyzzy: unknown key; known here: " + ", ".join(keys_at(RouteConfig, ())),
         ),
         (
             {"path": "/a", "service": "a", "strip_prefix": "maybe"},

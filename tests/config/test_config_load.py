@@ -272,8 +272,10 @@ def test_the_description_s_gateway_variables_are_read_and_its_rate_limit_is_chec
     assert limited is not None
     assert limited.limit == "1000/hour"
     assert gateway_problems({"GATEWAY_RATE_LIMIT": "1000"}) == [
-        "rate_limit (GATEWAY_RATE_LIMIT): '1000' is not a rate limit - write it as '100/minute', or several as "
-        "'10/second;1000/hour'"
+        (
+            "rate_limit (GATEWAY_RATE_LIMIT): '1000' is not a rate limit - write it as '100/minute', or several as "
+            "'10/second;1000/hour'"
+        )
     ]
 
 

@@ -54,7 +54,7 @@ def test_the_schema_describes_a_file_with_a_node_and_a_gateway() -> None:
 @pytest.mark.spec("X-53")
 def test_the_schema_knows_limits_short_forms_and_refused_options() -> None:
     schema = json_schema()
-    route, service = schema["$defs"]["RouteConfig"], schema["$defs"]["GatewayServiceConfig"]
+    service = schema["$defs"]["GatewayServiceConfig"]
 
     assert schema["properties"]["port"]["anyOf"][0] == {"maximum": 65535, "minimum": 1, "type": "integer"}
     assert schema["$defs"]["RetryPolicy"]["properties"]["max_attempts"]["maximum"] == 20

@@ -42,6 +42,7 @@ WHAT_TO_DO = {
     "InvalidRequestError": "Correct the path, header or body that the message names.",
     "ClientDisconnectedError": "Nothing: your own client went away.",
     "ConfigurationError": "Correct every line of `problems`.",
+    "ConfigStoreError": "Look at the store that it names; what was read before stays in force until it is back.",
     "IdentityError": "Reserved: nothing in this version raises it.",
 }
 
@@ -78,7 +79,8 @@ def metrics() -> str:
         for node in ast.walk(ast.parse(path.read_text())):
             kind = node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else ""
             if isinstance(node, ast.Call) and kind in ("Counter", "Gauge", "Histogram"):
-                name, text, labels = (ast.literal_eval(argument) for argument in node.args[:3])
+                name, text, *rest = (ast.literal_eval(argument) for argument in node.args[:3])
+                labels = rest[0] if rest else ()
                 shown = ", ".join(f"`{label}`" for label in labels)
                 lines.append(f"| `{name}` | {kind.lower()} | {shown} | {text} |")
     return "\n".join(lines)

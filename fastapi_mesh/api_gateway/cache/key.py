@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, Literal
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 EVERYBODY = b"*"
 """The partition of answers that are the same for all clients, because the service said so."""
+_OF_ONE_TOKEN = frozenset({"at_hash", "auth_time", "exp", "iat", "jti", "nbf", "nonce"})
+"""Claims that are new in each token and say nothing of what its holder may see."""
 NOBODY = b"-"
 """The partition of answers to requests without any credential, for other such requests."""
 
@@ -65,10 +68,13 @@ def key_of(request: Exchange, asked: Asked, mark: bytes) -> Key:
 def _fingerprint(principal: Principal | None, credentials: list[bytes]) -> bytes:
     """Different for different credentials, and nothing that they could be learnt from: 32 bytes of SHA-256.
 
-    Scopes and roles are part of it, as a service may show less to a token that may do less.
+    Scopes, roles and claims are part of it, as a service may be told of them and show less to a token that may do less.
     """
     digest = sha256()
     if principal is not None:
+        claims = {name: value for name, value in principal.claims.items() if name not in _OF_ONE_TOKEN}
+        if claims:
+            digest.update(json.dumps(claims, sort_keys=True, default=str).encode())
         for text in (principal.key, *sorted(principal.scopes), "", *sorted(principal.roles), ""):
             digest.update(b"%d:" % len(text) + text.encode("utf-8", "surrogatepass"))
     for part in credentials:

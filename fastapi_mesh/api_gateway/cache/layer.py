@@ -84,9 +84,7 @@ class Cache:
         if verdict is Verdict.REFRESH:
             self._fetch.refresh(visit, found)
         if self._engine.meter is not None:
-            self._engine.meter.result(
-                visit.request.context.template, "hit" if verdict is Verdict.FRESH else "stale"
-            )
+            self._engine.meter.result(visit.request.context.template, "hit" if verdict is Verdict.FRESH else "stale")
         text = self._hit(visit, entry, now, verdict, waited=waited) if self._policy.status_header else None
         return answer(entry, visit, now, keep_date=self._policy.keep_date, status=text)
 

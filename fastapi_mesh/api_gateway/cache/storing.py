@@ -147,7 +147,11 @@ def _may_store(response: Received, asked: Asked, directives: Directives, policy:
         return False
     if "must-understand" in directives and status not in KNOWN:
         return False
-    if values(response.headers, b"set-cookie") and "public" not in directives and b"set-cookie" not in _unkept(directives):
+    if (
+        values(response.headers, b"set-cookie")
+        and "public" not in directives
+        and b"set-cookie" not in _unkept(directives)
+    ):
         return False
     if policy.force:
         return status in FALLBACK
