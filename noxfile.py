@@ -36,7 +36,7 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """The whole suite: nox -s tests [-- PYTEST ARGUMENTS]. In CI, or with --cov, also which lines it runs."""
-    session.install("-q", "-e", ".[cli,redis,http2,ws,yaml,otel]", *TEST_TOOLS, *SERVERS_TO_RUN_ON)
+    session.install("-q", "-e", ".[cli,redis,http2,ws,yaml,otel,transform]", *TEST_TOOLS, *SERVERS_TO_RUN_ON)
     options = ["-m", "not soak", "--numprocesses", str(min(4, os.cpu_count() or 1)), "--dist", "worksteal"]
     if os.environ.get("CI"):  # it nearly doubles the time
         options += ["--cov", "--cov-report=term:skip-covered"]
@@ -46,7 +46,7 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def soak(session: nox.Session) -> None:
     """The tests that take longer than the suite allows."""
-    session.install("-q", "-e", ".[cli,redis,http2,ws,yaml,otel]", *TEST_TOOLS, *SERVERS_TO_RUN_ON)
+    session.install("-q", "-e", ".[cli,redis,http2,ws,yaml,otel,transform]", *TEST_TOOLS, *SERVERS_TO_RUN_ON)
     session.run("pytest", "-m", "soak", *session.posargs)
 
 
@@ -96,7 +96,7 @@ def _python_files(source: Path) -> list[Path]:
 @nox.session
 def types(session: nox.Session) -> None:
     """Strict types of the package."""
-    session.install("-q", *TYPE_TOOLS, "-e", ".[cli,redis,http2,ws,yaml,otel]", "types-PyYAML", "pytest>=8.4")
+    session.install("-q", *TYPE_TOOLS, "-e", ".[cli,redis,http2,ws,yaml,otel,transform]", "types-PyYAML", "pytest>=8.4")
     session.run("mypy", *session.posargs)
 
 
