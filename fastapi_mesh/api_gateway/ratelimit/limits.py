@@ -1,8 +1,8 @@
 """Which rate limits apply to which route: worked out when the configuration is taken, so that requests need not.
 
 A route's own limit and the gateway's `rate_limit` both apply (B13); `ip_rate_limit` is checked before authentication.
-What `RateLimitingMiddleware(default_rate_limit=..., storage=...)` has to set: `rate_limit` (where it isn't set) and
-`rate_limiting.storage`; listed without `default_rate_limit` it sets `rate_limit` to "1000/hour" (B44).
+`RateLimitingMiddleware(default_rate_limit=..., storage=...)` sets `rate_limit` and `rate_limiting.storage`; without it,
+GATEWAY_RATE_LIMIT or a setting nothing is limited (B44).
 """
 
 from __future__ import annotations

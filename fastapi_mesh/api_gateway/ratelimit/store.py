@@ -76,11 +76,14 @@ class RedisCounters:
         """
         if self._probe is not None or self._closed:
             raise StorageUnavailableError("the storage of rate limits is down")
+        if self._worker is None:
+            try:
+                self._worker = self._supervisor.start(self._work(), name="rate-limit-store")
+            except RuntimeError as error:  # the mesh has stopped under a request
+                raise StorageUnavailableError("the mesh has stopped") from error
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Verdict] = loop.create_future()
         self._queue.append(_Waiting(charges, future, loop.time()))
-        if self._worker is None:
-            self._worker = self._supervisor.start(self._work(), name="rate-limit-store")
         return await future
 
     async def aclose(self) -> None:
@@ -159,16 +162,18 @@ class RedisCounters:
 
     async def _look(self) -> None:
         """Try a write until one succeeds."""
-        while True:
-            await asyncio.sleep(self._retry_interval)
-            try:
-                await self._client.execute("SET", self._probe_key, "1", "PX", 1000)
-            except StorageUnavailableError as error:
-                logger.debug("rate limits: %r still fails (%s)", self._client, error)
-            else:
-                break
-        logger.info("rate limits: %r answers again", self._client)
-        self._probe = None
+        try:
+            while True:
+                await asyncio.sleep(self._retry_interval)
+                try:
+                    await self._client.execute("SET", self._probe_key, "1", "PX", 1000)
+                except StorageUnavailableError as error:
+                    logger.debug("rate limits: %r still fails (%s)", self._client, error)
+                else:
+                    logger.info("rate limits: %r answers again", self._client)
+                    return
+        finally:
+            self._probe = None  # also when a mesh that stops ends it: the next request will see how it is
 
 
 def _call(charges: Sequence[Charge]) -> tuple[list[str], list[Word]]:

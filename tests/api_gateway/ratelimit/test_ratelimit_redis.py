@@ -8,8 +8,10 @@ import random
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
+import trustme
 
 from fastapi_mesh.api_gateway.ratelimit.memory import MemoryCounters
 from fastapi_mesh.api_gateway.ratelimit.store import RedisCounters
@@ -161,6 +163,65 @@ async def test_with_a_password_and_a_database(redis_server: RedisServer) -> None
     finally:
         redis_server.command("ACL", "DELUSER", "limits")
     assert "ss/word" not in str(failure.value)
+
+
+RIGHTS = ["+evalsha", "+eval", "+set", "+get", "+time", "+pexpire", "+rpush", "+lpop", "+lindex", "+llen"]
+"""As docs/backends/redis.md says."""
+
+
+async def test_a_user_of_few_rights_is_enough(redis_server: RedisServer) -> None:
+    redis_server.command("ACL", "SETUSER", "limits", "on", ">pw", "~test:*", *RIGHTS)
+    try:
+        async with counters_on(redis_server.url.replace("://", "://limits:pw@")) as counters:
+            limit = [
+                (f"test:{key}", window, cost)
+                for strategy in STRATEGIES
+                for key, window, cost in charges("5/hour", strategy)
+            ]
+            assert await passed(counters, 10, limit) == 5
+            assert await counters._client.execute("SET", "test:probe", "1", "PX", 1000)
+    finally:
+        redis_server.command("ACL", "DELUSER", "limits")
+
+
+async def test_over_tls_with_a_ca_of_ones_own_and_not_without(tmp_path: Path) -> None:
+    ca = trustme.CA()
+    certificate = ca.issue_cert("127.0.0.1")
+    ca.cert_pem.write_to_path(tmp_path / "ca.pem")
+    certificate.private_key_pem.write_to_path(tmp_path / "key.pem")
+    certificate.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    port = free_port()
+    files = ("--tls-cert-file", "cert.pem", "--tls-key-file", "key.pem", "--tls-ca-cert-file", "ca.pem")
+    options = [str(tmp_path / each) if each.endswith(".pem") else each for each in files]
+    server = RedisServer(tmp_path, "--tls-port", str(port), "--tls-auth-clients", "no", *options)
+    server.start()
+    try:
+        async with counters_on(f"rediss://127.0.0.1:{port}/0?cafile={tmp_path}/ca.pem") as counters:
+            assert await passed(counters, 10, charges("5/hour")) == 5
+        async with counters_on(f"rediss://127.0.0.1:{port}/0") as counters:
+            with pytest.raises(StorageUnavailableError, match="CERTIFICATE_VERIFY_FAILED"):
+                await counters.charge(charges("5/hour"))
+    finally:
+        server.kill()
+
+
+async def test_a_mesh_that_stopped_and_started_again_looks_anew(redis_server: RedisServer) -> None:
+    supervisor = Supervisor()
+    counters = RedisCounters(redis_server.url, supervisor, timeout=2.0, retry_interval=60.0, namespace="test")
+    redis_server.kill()
+    with pytest.raises(StorageUnavailableError):
+        await counters.charge(charges("5/hour"))
+    redis_server.start()
+    assert counters.is_down
+
+    await supervisor.aclose()
+    with pytest.raises(StorageUnavailableError, match="stopped"):
+        await counters.charge(charges("5/hour"))
+    supervisor.reopen()
+
+    assert (await counters.charge(charges("5/hour"))).allowed
+    await counters.aclose()
+    await supervisor.aclose()
 
 
 async def test_a_redis_that_is_killed_costs_requests_nothing_and_counts_again_when_it_is_back(
