@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from fastapi_mesh.api_gateway.engines import Engines
     from fastapi_mesh.api_gateway.exchange import GatewayService
     from fastapi_mesh.api_gateway.routes import Route
-    from fastapi_mesh.config.edge.auth import AuthConfig, ProviderConfig, UpstreamTokenConfig
+    from fastapi_mesh.config.edge.auth import AuthConfig, ProviderConfig
     from fastapi_mesh.config.gateway import GatewayConfig
     from fastapi_mesh.config.routes import RouteConfig
 
@@ -224,7 +224,11 @@ def _say_bypass(routes: Iterable[RouteConfig], auth: AuthConfig) -> None:
 def _tokens(
     config: GatewayConfig, routes: Sequence[Route], engines: Engines, tools: Tools
 ) -> dict[int, dict[str, UpstreamTokens]]:
-    """For each route that needs it, the tokens of the services that may answer; the route's own setting wins."""
+    """For each route that needs it, the tokens of the services that may answer; the route's own setting wins.
+
+    Equal settings have one engine, whoever has them.
+    """
+    made: dict[str, UpstreamTokens] = {}
     found: dict[int, dict[str, UpstreamTokens]] = {}
     for route in routes:
         of_route: dict[str, UpstreamTokens] = {}
@@ -232,14 +236,15 @@ def _tokens(
             own = config.services.get(service)
             wanted = route.config.upstream_token or (None if own is None else own.upstream_token)
             if wanted is not None:
-                of_route[service] = _kept_tokens(wanted, engines, tools)
+                new = new_upstream_tokens(wanted, tools)
+                name = f"upstream-token-{new.purpose}"
+                if name not in made:
+                    made[name] = _kept(engines, name, new)
+                of_route[service] = made[name]
         if of_route:
             found[id(route)] = of_route
     return found
 
 
-def _kept_tokens(config: UpstreamTokenConfig, engines: Engines, tools: Tools) -> UpstreamTokens:
-    """One engine for equal settings, whoever has them."""
-    made = new_upstream_tokens(config, tools)
-    purpose = (config.token_url, config.client_id, config.scopes, config.audience, config.resource)
-    return engines.kept(f"upstream-token-{purpose}", (config, made.secret), lambda: made)
+def _kept(engines: Engines, name: str, new: UpstreamTokens) -> UpstreamTokens:
+    return engines.kept(name, new.settings, lambda: new)

@@ -6,6 +6,7 @@ authlib obtains them; it does not send requests with them, as its own client buf
 from __future__ import annotations
 
 import logging
+from hashlib import sha256
 from typing import TYPE_CHECKING, ClassVar
 
 from fastapi_mesh.api_gateway.auth.flight import Flights
@@ -45,13 +46,24 @@ class UpstreamTokens:
 
     def __init__(self, config: UpstreamTokenConfig, secret: str, tools: Tools) -> None:
         self._config = config
-        self.secret = secret
+        self._secret = secret
         self._clock = tools.clock
         self._flights: Flights[str] = Flights(tools.supervisor, "gateway-upstream-token")
         self._token = ""
         self._fresh_until = float("-inf")
         self._good_until = float("-inf")
         self._retry_at = float("-inf")
+        self._refusable_at = float("-inf")
+
+    @property
+    def settings(self) -> object:
+        """What it was made of; while that stays equal, a reload keeps its token."""
+        return (self._config, self._secret)
+
+    @property
+    def purpose(self) -> str:
+        """A name that differs where the settings do; no secret can be read from it."""
+        return sha256(f"{self._config.model_dump_json()}{len(self._secret)}:{self._secret}".encode()).hexdigest()
 
     def statistics(self) -> dict[str, int]:
         """Whether there is a token that is good now, and calls for one under way."""
@@ -74,12 +86,14 @@ class UpstreamTokens:
             raise self._unavailable() from error
 
     def refused(self, token: str) -> None:
-        """A service answered 401 to a token: it may have been revoked, so the next request gets another one."""
+        """A service answered 401 to a token: it may have been revoked, so the next request gets another one.
+
+        A service that refuses every token is no reason to ask for more than one a second.
+        """
         now = self._clock.now()
-        if token == self._token and now >= self._retry_at:
-            self._retry_at = now + RETRY
-            self._fresh_until = now
-            self._good_until = now
+        if token == self._token and now >= self._refusable_at:
+            self._refusable_at = now + RETRY
+            self._fresh_until = self._good_until = float("-inf")
 
     async def aclose(self) -> None:
         await self._flights.aclose()
@@ -127,7 +141,7 @@ class UpstreamTokens:
         extra = {"audience": config.audience, "resource": config.resource}
         async with AsyncOAuth2Client(
             config.client_id,
-            self.secret,
+            self._secret,
             token_endpoint_auth_method=f"client_secret_{config.client_auth}",
             scope=" ".join(config.scopes) or None,
             transport=control_transport(config.token_url),

@@ -110,10 +110,18 @@ class Upstream:
     def __init__(self, status: int = 200) -> None:
         self.scopes: list[dict[str, Any]] = []
         self.status = status
+        self._more = asyncio.Event()
+
+    async def reached(self, count: int) -> None:
+        """Wait until so many requests have come."""
+        while len(self.scopes) < count:
+            self._more.clear()
+            await self._more.wait()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         assert scope["type"] == "http"
         self.scopes.append(scope)
+        self._more.set()
         await send({"type": "http.response.start", "status": self.status, "headers": []})
         await send({"type": "http.response.body", "body": b"ok"})
 

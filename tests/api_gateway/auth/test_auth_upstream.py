@@ -140,8 +140,7 @@ async def test_the_service_gets_the_gateway_s_token_and_the_client_s_goes() -> N
             await client.get("/up/x", headers=bearer("client's"))
             await client.get("/other/x", headers=bearer("client's"))
             assert other.headers["authorization"] == "Bearer t1"
-            while len(upstream.scopes) < 2:
-                await asyncio.sleep(0)
+            await upstream.reached(2)
             await client.get("/plain/x", headers=bearer("client's"))
 
     sent = [dict(scope["headers"])[b"authorization"] for scope in upstream.scopes]
@@ -160,8 +159,7 @@ async def test_a_token_that_the_service_refuses_is_not_used_again() -> None:
                 assert (await client.get("/api/x")).status_code == 401
 
     sent = [dict(scope["headers"])[b"authorization"] for scope in upstream.scopes]
-    assert sent[:1] == [b"Bearer t1"]
-    assert issuer.hits["/token"] <= 2, "and a service that refuses all of them is no reason to ask for more"
+    assert sent == [b"Bearer t1", b"Bearer t2", b"Bearer t2"], "a service that refuses all is no reason to ask for more"
 
 
 @pytest.mark.spec("B10")
