@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import quote
 
 from fastapi_mesh.api_gateway.auth.compact import encode
@@ -46,8 +45,32 @@ def plain_headers(principal: Principal) -> list[Header]:
     return headers
 
 
-class Signer:
-    """Makes the signed form. One JWT serves a principal and a service for the first half of its life."""
+class Told(Protocol):
+    """What a service is told of a client."""
+
+    def headers(self, principal: Principal, service: str) -> list[Header]: ...
+
+
+class PlainIdentity:
+    """The plain form. A client's requests have the same principal for as long as its credential is remembered."""
+
+    __slots__ = ("_known",)
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[Principal, list[Header]]] = {}
+
+    def headers(self, principal: Principal, service: str) -> list[Header]:
+        """The headers; made once for each principal."""
+        made = self._known.get(id(principal))
+        if made is None or made[0] is not principal:
+            if len(self._known) >= _REMEMBERED:
+                self._known.clear()
+            made = self._known[id(principal)] = (principal, plain_headers(principal))
+        return made[1]
+
+
+class SignedIdentity:
+    """The signed form. One JWT serves a principal and a service for the first half of its life."""
 
     __slots__ = ("_config", "_header", "_known", "_name", "_sign", "_wall")
 
@@ -63,19 +86,19 @@ class Signer:
             raise ConfigurationError(f"auth.identity.key: {error}") from None
         header = {"alg": config.algorithm, "typ": "JWT"} | ({"kid": config.key_id} if config.key_id else {})
         self._header = encode(json.dumps(header, separators=(",", ":")).encode())
-        self._known: OrderedDict[tuple[object, ...], tuple[bytes, float]] = OrderedDict()
+        self._known: dict[tuple[int, str], tuple[Principal, list[Header], float]] = {}
 
     def headers(self, principal: Principal, service: str) -> list[Header]:
         """The header with the JWT."""
         now = self._wall()
-        key = (principal.key, principal.scopes, principal.roles, service)
+        key = (id(principal), service)
         made = self._known.get(key)
-        if made is None or made[1] <= now:
-            made = (self._new(principal, service, now), now + self._config.ttl / 2)
-            self._known[key] = made
-            if len(self._known) > _REMEMBERED:
-                self._known.popitem(last=False)
-        return [(self._name, made[0])]
+        if made is None or made[0] is not principal or made[2] <= now:
+            if len(self._known) >= _REMEMBERED:
+                self._known.clear()
+            header = (self._name, self._new(principal, service, now))
+            made = self._known[key] = (principal, [header], now + self._config.ttl / 2)
+        return made[1]
 
     def _new(self, principal: Principal, service: str, now: float) -> bytes:
         claims = {
@@ -95,16 +118,15 @@ class Signer:
 class Identity:
     """Adds what the service learns of the client. It sits where the service is known, which a split decides."""
 
-    __slots__ = ("_signer", "inner")
+    __slots__ = ("_told", "inner")
 
-    def __init__(self, inner: GatewayService, signer: Signer | None) -> None:
+    def __init__(self, inner: GatewayService, told: Told) -> None:
         self.inner = inner
-        self._signer = signer
+        self._told = told
 
     async def __call__(self, request: Exchange) -> Response:
         principal = request.principal
         if principal is not None:
-            signer = self._signer
-            own = plain_headers(principal) if signer is None else signer.headers(principal, request.service)
-            request.headers = [*request.headers, *own]  # a new list: others may hold the old one, for a copy
+            # A new list: others may hold the old one, for a copy of the request.
+            request.headers = [*request.headers, *self._told.headers(principal, request.service)]
         return await self.inner(request)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from fastapi_mesh.api_gateway.auth.base import CredentialError, ProviderUnavailableError, UnknownCredentialError
 from fastapi_mesh.api_gateway.auth.challenges import (
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from fastapi_mesh.api_gateway.auth.base import Place, Verifier
     from fastapi_mesh.api_gateway.auth.challenges import Challenges
-    from fastapi_mesh.api_gateway.auth.reading import Reader
+    from fastapi_mesh.api_gateway.auth.reading import Found, Reader
     from fastapi_mesh.api_gateway.exchange import Exchange, GatewayService
     from fastapi_mesh.api_gateway.principal import Principal
     from fastapi_mesh.core.message import Response
@@ -38,15 +38,13 @@ class AuthMeter(Protocol):
     def authentication(self, provider: str, result: str) -> None: ...
 
 
-class Entry:
-    """A provider as a route uses it."""
+class Entry(NamedTuple):
+    """A provider as a gateway uses it. `scheme` is for challenges."""
 
-    __slots__ = ("name", "places", "verifier")
-
-    def __init__(self, name: str, places: tuple[Place, ...], verifier: Verifier) -> None:
-        self.name = name
-        self.places = places
-        self.verifier = verifier
+    name: str
+    scheme: str
+    places: tuple[Place, ...]
+    verifier: Verifier
 
 
 class Authenticate:
@@ -71,7 +69,7 @@ class Authenticate:
         meter: AuthMeter | None,
     ) -> None:
         self.inner = inner
-        self._entries = tuple(entries)
+        self._entries = [(entry, reader.slots(entry.places)) for entry in entries]
         self._reader = reader
         self._challenges = challenges
         self._optional = optional
@@ -94,13 +92,13 @@ class Authenticate:
             )
         return await self.inner(request)
 
-    def _known(self, found: dict[Place, str]) -> Principal | None:
+    def _known(self, found: Found) -> Principal | None:
         """The usual case, in which nobody has to wait: the first credential is one that was checked before."""
-        for entry in self._entries:
-            for place in entry.places:
-                credential = found.get(place)
+        for entry, slots in self._entries:
+            for slot in slots:
+                credential = found.get(slot)
                 if credential is not None:
-                    if len(found) > 1 and self._is_double(entry, found):
+                    if len(found) > 1 and _is_double(slots, found):
                         raise self._ambiguous()
                     principal = entry.verifier.known(credential)
                     if principal is not None:
@@ -108,18 +106,18 @@ class Authenticate:
                     return principal
         return None
 
-    async def _check(self, found: dict[Place, str], request: Exchange) -> Principal:
-        first: Place | None = None
+    async def _check(self, found: Found, request: Exchange) -> Principal:
+        first: int | None = None
         refused: tuple[Entry, CredentialError] | None = None
-        for entry in self._entries:
-            place = next((place for place in entry.places if place in found), None)
-            if place is None or not (first is None or place == first or self._try_next):
+        for entry, slots in self._entries:
+            slot = next((slot for slot in slots if slot in found), None)
+            if slot is None or not (first is None or slot == first or self._try_next):
                 continue
-            if self._is_double(entry, found):
+            if _is_double(slots, found):
                 raise self._ambiguous()
-            first = first or place
+            first = slot if first is None else first
             try:
-                principal = entry.verifier.known(found[place]) or await entry.verifier.authenticate(found[place])
+                principal = entry.verifier.known(found[slot]) or await entry.verifier.authenticate(found[slot])
             except UnknownCredentialError as error:
                 refused = refused or (entry, error)
                 logger.debug("%s: %s does not know this credential: %s", request.route.path, entry.name, error)
@@ -140,10 +138,6 @@ class Authenticate:
         assert refused is not None, "what was found belongs to a provider"
         raise self._invalid(*refused)
 
-    @staticmethod
-    def _is_double(entry: Entry, found: dict[Place, str]) -> bool:
-        return len(entry.places) > 1 and sum(place in found for place in entry.places) > 1
-
     def _invalid(self, entry: Entry, error: CredentialError) -> InvalidCredentialsError:
         self._count(entry.name, error.result)
         description = error.description
@@ -160,6 +154,10 @@ class Authenticate:
     def _count(self, provider: str, result: str) -> None:
         if self._meter is not None:
             self._meter.authentication(provider, result)
+
+
+def _is_double(slots: tuple[int, ...], found: Found) -> bool:
+    return len(slots) > 1 and sum(slot in found for slot in slots) > 1
 
 
 class StripIdentity:

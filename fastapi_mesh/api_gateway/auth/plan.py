@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fastapi_mesh.api_gateway.auth.api_key import APIKeyAuthProvider
 from fastapi_mesh.api_gateway.auth.base import AuthProvider
 from fastapi_mesh.api_gateway.auth.challenges import Challenges
-from fastapi_mesh.api_gateway.auth.identity import Identity, Signer, identity_names
+from fastapi_mesh.api_gateway.auth.identity import Identity, PlainIdentity, SignedIdentity, Told, identity_names
 from fastapi_mesh.api_gateway.auth.jwt import JWTAuthProvider
 from fastapi_mesh.api_gateway.auth.layer import Authenticate, Authorize, Entry, StripIdentity
 from fastapi_mesh.api_gateway.auth.oauth2 import OAuth2AuthProvider
@@ -42,8 +42,7 @@ class AuthPlan:
 
     config: AuthConfig
     entries: tuple[Entry, ...]
-    schemes: tuple[str, ...]
-    signer: Signer | None
+    told: Told
     never: frozenset[bytes]
     tokens: dict[int, dict[str, UpstreamTokens]]
     """By the id of the route, which lives as long as its chain; then by service."""
@@ -77,7 +76,7 @@ class AuthPlan:
         """The layer that tells the service who it is."""
         if not self.config.enabled or self.config.identity.mode == "none" or not is_asked(route.config, self.config):
             return None
-        return Identity(inner, self.signer)
+        return Identity(inner, self.told)
 
     def upstream_token(self, inner: GatewayService, route: Route) -> GatewayService | None:
         """The layer that sends a token of the gateway's own."""
@@ -91,8 +90,8 @@ class AuthPlan:
         return tuple(by_name[name] for name in asked.providers)
 
     def _challenges(self, asked: RouteAuthConfig) -> Challenges:
-        schemes = dict(zip((entry.name for entry in self.entries), self.schemes, strict=True))
-        return Challenges((schemes[entry.name] for entry in self._entries_of(asked)), self.config.realm, asked.scopes)
+        schemes = [entry.scheme for entry in self._entries_of(asked)]
+        return Challenges(schemes, self.config.realm, asked.scopes)
 
 
 def new_plan(
@@ -118,7 +117,9 @@ def new_plan(
         raise ConfigurationError(problems=problems, source="gateway")
     tools = replace(tools, cache_size=auth.cache_size)
     entries = tuple(
-        Entry(name, each.places, _opened(name, each, engines, tools)) for name, each in providers if auth.enabled
+        Entry(name, each.challenge, each.places, _opened(name, each, engines, tools))
+        for name, each in providers
+        if auth.enabled
     )
     if not auth.enabled:
         _say_bypass([route.config for route in routes], auth)
@@ -126,8 +127,7 @@ def new_plan(
     return AuthPlan(
         auth,
         entries,
-        tuple(each.challenge for _, each in providers) if auth.enabled else (),
-        Signer(auth.identity, tools.wall) if signed else None,
+        SignedIdentity(auth.identity, tools.wall) if signed else PlainIdentity(),
         identity_names(auth.identity),
         _tokens(config, routes, engines, tools),
     )

@@ -36,29 +36,42 @@ def spellings(names: Iterable[bytes]) -> frozenset[bytes]:
     return frozenset(found)
 
 
-class Reader:
-    """Reads `places`. `keep` leaves the credentials in the request; `never` are headers that always go."""
+Found = dict[int, str]
+"""Credentials of a request, by the slot of their place."""
 
-    __slots__ = ("_cookies", "_headers", "_keep", "_never", "_queries", "_special")
+
+class Reader:
+    """Reads `places`. `keep` leaves the credentials in the request; `never` are headers that always go.
+
+    Each place has a slot, a number: numbers are found faster than places, and providers of one place share it.
+    """
+
+    __slots__ = ("_cookies", "_headers", "_keep", "_never", "_queries", "_slots", "_special")
 
     def __init__(self, places: Iterable[Place], *, keep: bool, never: frozenset[bytes]) -> None:
         self._keep = keep
         self._never = never
-        self._headers: dict[bytes, dict[bytes, Place]] = {}
-        self._queries: dict[str, Place] = {}
-        self._cookies: dict[bytes, Place] = {}
+        self._slots: dict[Place, int] = {}
+        self._headers: dict[bytes, dict[bytes, int]] = {}
+        self._queries: dict[str, int] = {}
+        self._cookies: dict[bytes, int] = {}
         for place in places:
+            slot = self._slots.setdefault(place, len(self._slots))
             if isinstance(place, FromHeader):
-                self._headers.setdefault(place.name, {})[place.scheme] = place
+                self._headers.setdefault(place.name, {})[place.scheme] = slot
             elif isinstance(place, FromQuery):
-                self._queries[place.name] = place
+                self._queries[place.name] = slot
             elif isinstance(place, FromCookie):
-                self._cookies[place.name] = place
+                self._cookies[place.name] = slot
         self._special = never | set(self._headers) | ({_COOKIE} if self._cookies else set())
 
-    def take(self, request: Exchange) -> dict[Place, str]:
-        """The credentials of a request, by place. Raises DoubleCredentialError, after all were taken out."""
-        found: dict[Place, str] = {}
+    def slots(self, places: Iterable[Place]) -> tuple[int, ...]:
+        """The slots of places that it reads."""
+        return tuple(self._slots[place] for place in places)
+
+    def take(self, request: Exchange) -> Found:
+        """The credentials of a request. Raises DoubleCredentialError, after all were taken out."""
+        found: Found = {}
         special = self._special
         headers = request.headers
         doubled = False
@@ -86,7 +99,7 @@ class Reader:
             raise DoubleCredentialError
         return found
 
-    def _is_not_ours(self, name: bytes, value: bytes, found: dict[Place, str]) -> bool:
+    def _is_not_ours(self, name: bytes, value: bytes, found: Found) -> bool:
         """Whether a header belongs to the service, like a scheme of `Authorization` that no provider reads."""
         places = self._headers[name]
         bare = places.get(b"")
@@ -94,27 +107,27 @@ class Reader:
             found[bare] = value.strip(b" \t").decode("latin-1")
             return False
         scheme, _, rest = value.strip(b" \t").partition(b" ")
-        place = places.get(scheme.lower())
-        if place is None:
+        slot = places.get(scheme.lower())
+        if slot is None:
             return True
-        found[place] = rest.strip(b" ").decode("latin-1")
+        found[slot] = rest.strip(b" ").decode("latin-1")
         return False
 
-    def _from_cookies(self, value: bytes, found: dict[Place, str]) -> tuple[bytes, bool]:
+    def _from_cookies(self, value: bytes, found: Found) -> tuple[bytes, bool]:
         """What is left of a Cookie header, and whether one of ours came twice."""
         doubled = False
         others = []
         for pair in value.split(b";"):
             name, _, text = pair.strip(b" \t").partition(b"=")
-            place = self._cookies.get(name)
-            if place is not None:
-                doubled |= place in found
-                found[place] = text.strip(b'" \t').decode("latin-1")
-            if place is None or self._keep:
+            slot = self._cookies.get(name)
+            if slot is not None:
+                doubled |= slot in found
+                found[slot] = text.strip(b'" \t').decode("latin-1")
+            if slot is None or self._keep:
                 others.append(pair.strip(b" \t"))
         return b"; ".join(others), doubled
 
-    def _from_query(self, request: Exchange, found: dict[Place, str]) -> bool:
+    def _from_query(self, request: Exchange, found: Found) -> bool:
         """Names are compared decoded: a service decodes them too, and would see what was not taken out.
 
         The query of the ASGI scope is changed as well, since the server's own access log writes that one.
@@ -124,12 +137,12 @@ class Reader:
         others = []
         for pair in query.split(b"&"):
             name, _, text = pair.partition(b"=")
-            place = self._queries.get(unquote_plus(name.decode("latin-1")))
-            if place is None:
+            slot = self._queries.get(unquote_plus(name.decode("latin-1")))
+            if slot is None:
                 others.append(pair)
             else:
-                doubled |= place in found
-                found[place] = unquote_plus(text.decode("latin-1"))
+                doubled |= slot in found
+                found[slot] = unquote_plus(text.decode("latin-1"))
         if len(others) <= query.count(b"&") and not self._keep:
             rest = b"&".join(others)
             request.target = path + b"?" + rest if rest else path
