@@ -146,8 +146,10 @@ class Fetch:
         if visit.request.method != b"GET":
             return None, ""
         length = first(received.headers, b"content-length")
-        if length is not None and length.isdigit() and int(length) > self._policy.max_object:
+        if length is not None and length.isdigit() and int(length[:18]) > self._policy.max_object:
             return None, "too-large"
+        if (first(received.headers, b"content-type") or b"").lower().startswith(b"text/event-stream"):
+            return None, "event-stream"  # it has no end, and nobody should wait for it
         return plan(received, self._asker(visit, found), self._policy), ""
 
     async def _confirmed(

@@ -101,7 +101,8 @@ class Scope:
         if self.kind == "path":
             return key.path == self.value
         if self.kind == "prefix":
-            return key.path == self.value or key.path.startswith(self.value.rstrip(b"/") + b"/")
+            base = self.value.rstrip(b"/")
+            return key.path == base or key.path.startswith(base + b"/")
         if self.kind == "route":
             return key.route.encode() == self.value
         return shown(key.place) == self.value

@@ -119,6 +119,9 @@ def plan(response: Received, asker: Asker, policy: CachePolicy) -> Plan | None:
     while_revalidate = float(seconds(directives, "stale-while-revalidate") or 0)
     if_error = seconds(directives, "stale-if-error")
     stale = 0.0 if strict else max(while_revalidate, policy.grace if if_error is None else if_error)
+    keep = max(0.0, lifetime - age) + max(stale, VALIDATION if has_validator(headers) else 0.0)
+    if not keep:
+        return None
     return Plan(
         status=response.status,
         headers=headers,
@@ -130,7 +133,7 @@ def plan(response: Received, asker: Asker, policy: CachePolicy) -> Plan | None:
         while_revalidate=while_revalidate,
         if_error=if_error,
         strict=strict,
-        keep=max(0.0, lifetime - age) + max(stale, VALIDATION if has_validator(headers) else 0.0),
+        keep=keep,
         version=asker.version,
     )
 

@@ -13,11 +13,22 @@ from fastapi_mesh.api_gateway.routes import Route
 from fastapi_mesh.config.gateway import RouteConfig
 from fastapi_mesh.core.message import Response
 from fastapi_mesh.exceptions import CircuitBreakerOpenError, UpstreamConnectionError, UpstreamTimeoutError
-from tests.api_gateway.cache.cache_support import Parts, Stage, numbered, pairs, reply
+from tests.api_gateway.cache.cache_support import Parts, Script, Stage, exchange, numbered, pairs, reply
 
 pytestmark = pytest.mark.anyio
 
 LONG = "Cache-Control: max-age=600"
+
+
+def held_by(gate: asyncio.Event) -> Script:
+    """A service whose answers to GET stop in the middle until the gate opens."""
+
+    def answer(request: Exchange) -> Response:
+        if request.method == b"POST":
+            return reply("changed")
+        return Response(200, pairs([LONG]), Parts([b"old", gate, b" data"]))
+
+    return answer
 
 
 @pytest.mark.spec("X-26", "B12")
@@ -138,8 +149,6 @@ async def test_a_service_behind_a_stripped_prefix_may_name_itself_by_its_own_pat
         return reply("x", LONG, *(["Location: /orders/7"] if request.method == b"POST" else []))
 
     async with Stage(script, route=route) as stage:
-        from tests.api_gateway.cache.cache_support import exchange
-
         await stage.get("/api/orders/7")
         change = exchange("/api/orders", method="POST", route=route)
         change.target = b"/orders"
@@ -152,7 +161,7 @@ async def test_a_service_behind_a_stripped_prefix_may_name_itself_by_its_own_pat
 @pytest.mark.parametrize("scope", [Scope("path", b"/a"), Scope("all"), Scope("prefix", b"/"), Scope("route", b"/*")])
 async def test_an_answer_from_before_a_change_is_not_stored_after_it(scope: Scope) -> None:
     gate = asyncio.Event()
-    async with Stage(lambda request: Response(200, pairs([LONG]), Parts([b"old", gate, b" data"]))) as stage:
+    async with Stage(held_by(gate)) as stage:
         slow = stage.supervisor.start(stage.get(), name="client")
         for _ in range(5):
             await asyncio.sleep(0)
@@ -167,7 +176,7 @@ async def test_an_answer_from_before_a_change_is_not_stored_after_it(scope: Scop
 
 async def test_a_change_of_something_else_doesn_t_keep_an_answer_out() -> None:
     gate = asyncio.Event()
-    async with Stage(lambda request: Response(200, pairs([LONG]), Parts([b"old", gate, b" data"]))) as stage:
+    async with Stage(held_by(gate)) as stage:
         slow = stage.supervisor.start(stage.get(), name="client")
         for _ in range(5):
             await asyncio.sleep(0)
@@ -179,7 +188,7 @@ async def test_a_change_of_something_else_doesn_t_keep_an_answer_out() -> None:
 
 async def test_after_more_changes_than_are_remembered_nothing_old_is_stored() -> None:
     gate = asyncio.Event()
-    async with Stage(lambda request: Response(200, pairs([LONG]), Parts([b"old", gate, b" data"]))) as stage:
+    async with Stage(held_by(gate)) as stage:
         slow = stage.supervisor.start(stage.get(), name="client")
         for _ in range(5):
             await asyncio.sleep(0)

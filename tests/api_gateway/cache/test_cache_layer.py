@@ -10,7 +10,7 @@ from fastapi_mesh.api_gateway.cache.visit import OnlyIfCachedError
 from fastapi_mesh.api_gateway.exchange import Exchange
 from fastapi_mesh.core.message import Response
 from fastapi_mesh.exceptions import CircuitBreakerOpenError, UpstreamConnectionError
-from tests.api_gateway.cache.cache_support import START, Parts, Stage, http_date, numbered, pairs, reply
+from tests.api_gateway.cache.cache_support import START, Parts, Stage, exchange, http_date, numbered, pairs, reply
 
 pytestmark = pytest.mark.anyio
 
@@ -486,8 +486,6 @@ async def test_requests_that_mean_something_else_bypass_the_cache(header: str) -
 
 
 async def test_a_get_with_a_body_bypasses_the_cache() -> None:
-    from tests.api_gateway.cache.cache_support import exchange
-
     async with Stage(numbered("Cache-Control: max-age=60")) as stage:
         await stage.get()
         request = exchange("/a")

@@ -256,7 +256,7 @@ said = st.lists(
 
 
 @pytest.mark.spec("X-26", "B12")
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     requests=st.lists(st.tuples(credentials, principals, said, st.integers(0, 3)), min_size=2, max_size=10),
     seed=st.integers(0, 1000),
@@ -303,7 +303,7 @@ def test_of_many_clients_at_once_each_gets_its_own_answer(
     asyncio.run(run())
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     one=st.tuples(credentials, principals),
     other=st.tuples(credentials, principals),

@@ -97,9 +97,10 @@ async def test_a_hit_holds_nothing_of_the_service() -> None:
         await response.aclose()
 
 
-async def test_event_streams_are_not_waited_for() -> None:
+@pytest.mark.parametrize("said", [["Cache-Control: no-cache"], [], [LONG]])
+async def test_event_streams_are_not_waited_for(said: list[str]) -> None:
     forever = asyncio.Event()
-    headers = ["Content-Type: text/event-stream", "Cache-Control: no-cache"]
+    headers = ["Content-Type: text/event-stream", *said]
     async with Stage(lambda request: Response(200, pairs(headers), Parts([b"data: 1", forever])), ttl=60.0) as stage:
         first = await stage.cache(exchange("/events"))
         second = await stage.cache(exchange("/events"))
