@@ -40,6 +40,15 @@ SAID = {
         "a preflight: 204 for https://shop.example.com",
         'health: healthy {"user-service": "pass", "order-service": "pass", "legacy-service": "pass"}',
     ],
+    "gateway_auth.py": [
+        "nobody: 401 authentication-required",
+        "ana: 200 ana, read",
+        "ana, who wants money back: 403 insufficient-scope",
+        "billing: 200 billing, refund",
+        "somebody with another key: 401 invalid-credentials",
+        "ben, by a new key of the issuer: 200 ben, read refund",
+        "a stranger: 401 invalid-credentials",
+    ],
     "gateway_websocket.py": [
         "subprotocol: chat.v1",
         "one, trains: hello",
