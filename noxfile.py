@@ -35,7 +35,7 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The whole suite: nox -s tests [-- PYTEST ARGUMENTS]; with --cov also which lines it runs, in nearly twice the time."""
+    """The whole suite: nox -s tests [-- PYTEST ARGUMENTS]; --cov doubles the time."""
     session.install("-q", "-e", ".[cli,redis,http2,ws,yaml,otel,transform]", *TEST_TOOLS, *SERVERS_TO_RUN_ON)
     options = ["-m", "not soak", "--numprocesses", str(min(4, os.cpu_count() or 1)), "--dist", "worksteal"]
     session.run("pytest", *options, *session.posargs)
