@@ -29,7 +29,6 @@ HOP_BY_HOP = frozenset(
         b"http2-settings",
         b"keep-alive",
         b"proxy-authenticate",
-        b"proxy-authorization",
         b"proxy-connection",
         b"te",
         b"trailer",
@@ -37,7 +36,11 @@ HOP_BY_HOP = frozenset(
         b"upgrade",
     }
 )
-"""RFC 9110 section 7.6.1. `TE` and `Trailer` go because trailers are not passed on."""
+"""RFC 9110 section 7.6.1. `TE` and `Trailer` go because trailers are not passed on.
+
+`Proxy-Authorization` goes on, as with nginx and Envoy: to its clients a gateway is the origin server, no proxy (section
+3.7), so that such credentials are the service's business.
+"""
 
 FORWARDING = frozenset(
     {b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-prefix", b"x-forwarded-proto"}

@@ -53,12 +53,32 @@ def test_hop_by_hop_fields_and_those_that_connection_lists_are_removed() -> None
         (b"upgrade", b"h2c"),
         (b"http2-settings", b"AAMAAABkAAQ"),
         (b"proxy-connection", b"keep-alive"),
-        (b"proxy-authorization", b"Basic eDp5"),
         (b"x-secret", b"late"),
         (b"x-kept", b"yes"),
     ]
 
     assert read_request(headers, "1.1").headers == [HOST, (b"x-kept", b"yes")]
+
+
+def test_credentials_for_a_proxy_go_on_as_a_gateway_is_none() -> None:
+    headers = [HOST, (b"proxy-authorization", b"Basic eDp5")]
+
+    assert read_request(headers, "1.1").headers == headers
+
+
+@pytest.mark.parametrize("version", ["0.9", "1.10", "", "4"])
+def test_a_version_that_is_no_http_with_headers_is_refused(version: str) -> None:
+    with pytest.raises(InvalidRequestError):
+        read_request([HOST], version)
+
+
+@pytest.mark.parametrize("headers", [[(b"x", b"y")] * 1000, [(b"x", b"y" * 262_144)]])
+def test_a_head_that_is_too_large_for_anybody_is_431(headers: list[tuple[bytes, bytes]]) -> None:
+    with pytest.raises(InvalidRequestError) as refused:
+        read_request([HOST, *headers], "1.1")
+
+    assert (refused.value.status, refused.value.reason) == (431, "request-header-fields-too-large")
+    assert len(read_request([HOST, *headers[1:]], "1.1").headers) == len(headers)
 
 
 def test_connection_can_not_remove_what_frames_or_routes_a_request() -> None:

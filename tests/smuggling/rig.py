@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from fastapi_mesh.api_gateway import APIGateway
-from fastapi_mesh.api_gateway.strict import StrictHttpProtocol
+from fastapi_mesh.api_gateway.http_server import Limits, new_protocol
 from tests.api_gateway.gateway_support import gateway_to, serving
 from tests.smuggling.cases import Case, Sent
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 QUIET, TIMES = 0.08, 3
 """Seconds without a byte, so many times in a row, after which a client takes it that the server waits for more."""
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
-PROTOCOLS = {"strict": StrictHttpProtocol}
+PROTOCOLS = {"standalone": new_protocol(Limits(None, 65_536, 30.0, lambda status, reason: None))}
 """Servers that are no part of uvicorn: what a gateway uses that is a process of its own."""
 REFUSALS = frozenset({400, 404, 405, 408, 411, 413, 414, 417, 421, 426, 431, 501, 505})
 _HEAD = re.compile(

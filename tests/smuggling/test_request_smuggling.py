@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.spec("X-22")]
 FAMILIES = {"lengths": lengths.CASES, "chunked": chunked.CASES, "heads": heads.CASES}
 
 
-@pytest.mark.parametrize("http", ["strict", *SERVERS])
+@pytest.mark.parametrize("http", ["standalone", *SERVERS])
 @pytest.mark.parametrize("family", FAMILIES)
 async def test_of_each_case_exactly_what_is_allowed_reaches_the_service(family: str, http: str) -> None:
     outcomes = await run_all(http, FAMILIES[family])
@@ -23,7 +23,7 @@ async def test_of_each_case_exactly_what_is_allowed_reaches_the_service(family: 
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("http", ["strict", *SERVERS])
+@pytest.mark.parametrize("http", ["standalone", *SERVERS])
 @pytest.mark.parametrize("piece", [1, 7, 40])
 async def test_however_the_network_cuts_it(http: str, piece: int) -> None:
     cases = [case for cases in FAMILIES.values() for case in cases if len(case.payload) < 10_000]

@@ -25,7 +25,6 @@ HOP_BY_HOP = frozenset(
         "http2-settings",
         "keep-alive",
         "proxy-authenticate",
-        "proxy-authorization",
         "proxy-connection",
         "te",
         "trailer",
