@@ -1,13 +1,14 @@
 """A client of Redis in all its deployments; the only file that meets the package `redis` (the extra `redis`).
 
 It sends many calls of one script in one round trip, never tries a second time (a script that counts must not count
-twice), and gives up after `timeout`.
+twice), and gives up after `timeout`, in which a busy event loop of our own is not mistaken for a slow Redis.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fastapi_mesh.config.edge.redis import redis_address
@@ -15,12 +16,15 @@ from fastapi_mesh.config.fields import shown
 from fastapi_mesh.exceptions import ConfigurationError, MeshError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
 
     from redis.asyncio import Redis
     from redis.asyncio.cluster import RedisCluster
 
     from fastapi_mesh.config.edge.redis import RedisAddress
+
+TICKS = 5
+"""Parts that a timeout is waited for in: so often the loop looks at its sockets before it is over."""
 
 Word = str | bytes | int
 Reply = Any  # what Redis answers: int, bytes, None, or a list of such
@@ -54,42 +58,46 @@ class RedisClient:
         self.is_cluster = address.kind == "cluster"
         self._shown = shown(url)
         self._timeout = timeout
-        self._client, self._closing = _connect(address, timeout)
+        self._patience = timeout * (2 + len(address.hosts))
+        self._client, self._closing = connect(address, timeout)
 
     def __repr__(self) -> str:
         return f"<RedisClient {self._shown}>"
 
-    async def execute(self, *words: Word) -> Reply:
-        """Run one command. Raises StorageUnavailableError."""
-        (reply,) = await self._pipeline([words])
+    async def probe(self, *words: Word) -> Reply:
+        """Run one command, with time enough to find out that some of several hosts are dead, and to get past them.
+
+        Raises StorageUnavailableError.
+        """
+        (reply,) = await self._pipeline([words], self._patience)
         if isinstance(reply, Exception):
             raise _unavailable(reply) from reply
         return reply
 
     async def run(
-        self, script: Script, calls: Sequence[tuple[Sequence[str], Sequence[Word]]], *, timeout: float | None = None
+        self, script: Script, calls: Sequence[tuple[Sequence[str], Sequence[Word]]]
     ) -> list[Reply | StorageUnavailableError]:
         """Run `script` once for each (keys, arguments), in one round trip (one per node in a Cluster).
 
         A call that failed has its error in place of its answer. Raises StorageUnavailableError when none was answered.
         """
         replies = await self._pipeline(
-            [("EVALSHA", script.sha, len(keys), *keys, *arguments) for keys, arguments in calls], timeout
+            [("EVALSHA", script.sha, len(keys), *keys, *arguments) for keys, arguments in calls], self._timeout
         )
         unknown = [index for index, reply in enumerate(replies) if _is_no_script(reply)]
         if unknown:  # a server that restarted, or a replica that took over, doesn't have it; EVAL also stores it
             again = [
                 ("EVAL", script.text, len(calls[index][0]), *calls[index][0], *calls[index][1]) for index in unknown
             ]
-            for index, reply in zip(unknown, await self._pipeline(again, timeout), strict=True):
+            for index, reply in zip(unknown, await self._pipeline(again, self._timeout), strict=True):
                 replies[index] = reply
         return [_unavailable(reply) if isinstance(reply, Exception) else reply for reply in replies]
 
-    async def _pipeline(self, commands: Sequence[tuple[Word, ...]], timeout: float | None = None) -> list[Reply]:
+    async def _pipeline(self, commands: Sequence[tuple[Word, ...]], timeout: float) -> list[Reply]:
         import redis.exceptions
 
         try:
-            async with asyncio.timeout(self._timeout if timeout is None else timeout):
+            async with within(timeout):
                 pipeline = self._client.pipeline() if self.is_cluster else self._client.pipeline(transaction=False)
                 for words in commands:
                     pipeline.execute_command(*words)
@@ -104,8 +112,35 @@ class RedisClient:
             await each.aclose()
 
 
-def _connect(address: RedisAddress, timeout: float) -> tuple[Any, list[Any]]:
-    """The client, and everything that has connections of its own. Both kinds of client are untyped enough for Any."""
+@asynccontextmanager
+async def within(timeout: float) -> AsyncIterator[None]:
+    """Raise TimeoutError when the block takes longer, counted in turns of the loop.
+
+    A loop that was busy for longer than `timeout` would find the timer due and the answer in the socket at once, and
+    give up on a Redis that was quick: then a flood of requests would switch its own limits off.
+    """
+    loop = asyncio.get_running_loop()
+    timers: list[asyncio.TimerHandle] = []
+
+    def tick() -> None:
+        if len(timers) < TICKS:
+            timers.append(loop.call_later(timeout / TICKS, tick))
+        else:
+            scope.reschedule(loop.time())
+
+    async with asyncio.timeout(None) as scope:
+        tick()
+        try:
+            yield
+        finally:
+            timers[-1].cancel()
+
+
+def connect(address: RedisAddress, timeout: float) -> tuple[Any, list[Any]]:
+    """The client of redis-py, and everything that has connections of its own.
+
+    Both kinds of client are untyped enough for Any.
+    """
     try:
         from redis.asyncio import Redis, Sentinel
         from redis.asyncio.cluster import ClusterNode, RedisCluster
@@ -118,7 +153,7 @@ def _connect(address: RedisAddress, timeout: float) -> tuple[Any, list[Any]]:
     options: dict[str, Any] = {
         "username": address.username,
         "password": address.password,
-        "socket_timeout": timeout,
+        "socket_timeout": None,  # `within` ends waits, see there
         "socket_connect_timeout": timeout,
         "retry": Retry(NoBackoff(), 0),
         "protocol": 2,
@@ -143,6 +178,13 @@ def _connect(address: RedisAddress, timeout: float) -> tuple[Any, list[Any]]:
         ((host, port),) = address.hosts
         client = Redis(host=host, port=port, db=address.db, **options)
     return client, [client]
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """What a client of `connect` raises where Redis gives no usable answer; OSError has TimeoutError in it."""
+    from redis.exceptions import RedisError
+
+    return RedisError, OSError
 
 
 def _is_no_script(reply: Reply) -> bool:

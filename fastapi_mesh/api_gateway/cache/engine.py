@@ -57,7 +57,7 @@ class CacheEngine:
 def new_engine(config: CacheConfig, meter: CacheMeter | None) -> CacheEngine:
     """The engine for `config`. Raises ImportError, naming the extra, where the client for Redis is missing."""
     memory = MemoryStore(config.max_bytes, max_variants=config.max_variants)
-    if config.backend.get_secret_value() == "memory":
+    if config.backend == "memory":
         return CacheEngine(memory, meter=meter)
     from fastapi_mesh.api_gateway.cache.redis import RedisStore
 

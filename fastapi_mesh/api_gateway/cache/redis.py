@@ -8,25 +8,24 @@ to be searched for or deleted, and an answer that is on its way in another proce
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import logging
 import secrets
 import time
-from typing import TYPE_CHECKING, TypeVar
-from urllib.parse import unquote, urlsplit
+from typing import TYPE_CHECKING, Any, TypeVar
 
 try:
     from aiocache.backends.redis import RedisCache
     from aiocache.serializers import NullSerializer
-    from redis.exceptions import RedisError
-except ImportError as missing:
-    raise ImportError('a cache in Redis needs the client: pip install "fastapi-mesh[redis]"') from missing
+except ImportError as missing:  # aiocache is there, so it is redis-py that is not
+    raise ImportError("a cache in Redis needs its client: pip install 'fastapi-mesh[redis]'") from missing
 
 from fastapi_mesh.api_gateway.cache.entry import DamagedError, Entry, decode, encode
 from fastapi_mesh.api_gateway.cache.key import Scope
 from fastapi_mesh.api_gateway.cache.store import RETENTION, Found
+from fastapi_mesh.config.edge.redis import redis_address
+from fastapi_mesh.wire.redis import connect, failures, within
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -47,11 +46,19 @@ MAX_PURGES = 32
 """Purges that are told apart; when there are more, they become one of everything."""
 MAX_OWED = 256
 """Invalidations that are remembered while Redis is away; when there are more, everything is purged."""
-_FAILURES = (RedisError, OSError, TimeoutError)
+_FAILURES = failures()
 
 
 class _Client(RedisCache):  # type: ignore[misc]  # aiocache has no types
-    """aiocache's, without the commands that redis-py has deprecated."""
+    """aiocache's, on a connection of ours, and without the commands that redis-py has deprecated.
+
+    Bytes in, bytes out: what is read is never unpickled.
+    """
+
+    def __init__(self, client: Any, namespace: str) -> None:
+        # Without a timeout of its own: ours is around several calls.
+        super().__init__(namespace=namespace, serializer=NullSerializer(encoding=None), timeout=0)
+        self.client: Any = client  # redis-py's; aiocache calls it by this name
 
     async def _set(
         self, key: str, value: bytes, ttl: float | None = None, _cas_token: object = None, _conn: object = None
@@ -72,25 +79,15 @@ class RedisStore:
         failed: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        url = urlsplit(config.backend.get_secret_value())
-        self._client = _Client(
-            endpoint=url.hostname,
-            port=url.port or 6379,
-            db=int(url.path.removeprefix("/") or 0),
-            password=unquote(url.password) if url.password else None,
-            ssl=url.scheme == "rediss",
-            create_connection_timeout=config.timeout,
-            namespace=config.namespace,
-            serializer=NullSerializer(encoding=None),
-            timeout=0,  # ours is around several calls
-        )
+        client, self._closing = connect(redis_address(config.backend), config.timeout)
+        self._client = _Client(client, config.namespace)
         self._timeout = config.timeout
         self._max_variants = config.max_variants
         self._failed = failed
         self._clock = clock
         self._closed_until = 0.0
         self._pause = 0.0
-        self._owed: dict[Scope, None] = {}
+        self._owed: dict[Scope, object] = {}
         self._errors = 0
 
     def statistics(self) -> dict[str, int]:
@@ -118,7 +115,10 @@ class RedisStore:
         return await self._guarded(lambda: self._claim(_name("c", _variant(key, entry).encode()), seconds), False)
 
     async def aclose(self) -> None:
-        await self._client.client.aclose()
+        if self._owed:
+            await self._guarded(self._settle, None)
+        for each in self._closing:
+            await each.aclose()
 
     # What is said to Redis.
 
@@ -157,13 +157,14 @@ class RedisStore:
 
     async def _settle(self) -> None:
         """Write the marks of all invalidations that are owed."""
-        for scope in list(self._owed):
+        for scope, debt in list(self._owed.items()):
             mark = secrets.token_hex(8).encode()
             if scope.kind == "path":
                 await self._client.set(_mark(scope.value), mark, ttl=MARKS)
             else:
                 await self._purge(scope, mark.decode())
-            self._owed.pop(scope, None)
+            if self._owed.get(scope) is debt:  # else it was invalidated once more meanwhile
+                del self._owed[scope]
 
     async def _purge(self, scope: Scope, mark: str) -> None:
         """Add a purge to the list. Somebody else may write at the same time, so see whether ours is there."""
@@ -191,16 +192,16 @@ class RedisStore:
 
     def _owe(self, scope: Scope) -> None:
         if len(self._owed) >= MAX_OWED:
-            self._owed = {Scope("all"): None}
+            self._owed = {Scope("all"): object()}
         else:
-            self._owed[scope] = None
+            self._owed[scope] = object()
 
     async def _guarded(self, call: Callable[[], Awaitable[T]], otherwise: T) -> T:
         """The result of `call` within the timeout; `otherwise` when Redis fails or is being left alone."""
         if self._is_away():
             return otherwise
         try:
-            async with asyncio.timeout(self._timeout):
+            async with within(self._timeout):
                 result = await call()
         except _FAILURES as error:
             self._errors += 1

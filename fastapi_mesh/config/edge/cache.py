@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
-from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+from pydantic import AfterValidator, BeforeValidator, Field
 
+from fastapi_mesh.config.edge.redis import SCHEMES, SecretUrl, redis_address
 from fastapi_mesh.config.fields import Count, Delay, Frozen, NotBool, Seconds, Token, shown
 
 if TYPE_CHECKING:
@@ -24,32 +24,18 @@ def _ttl(value: object) -> object:
     return value
 
 
-def _backend(value: SecretStr) -> SecretStr:
-    text = value.get_secret_value()
-    if text == "memory":
+def _backend(value: str) -> str:
+    if value == "memory":
         return value
-    try:
-        parts = urlsplit(text)
-        port = parts.port
-    except ValueError:
-        raise ValueError("the port of the Redis server is no number from 1 to 65535") from None
-    if parts.scheme not in ("redis", "rediss"):
-        raise ValueError(f"{shown(text)} is neither 'memory' nor a URL like 'redis://localhost:6379/0'")
-    if parts.username:
-        raise ValueError(
-            "a user name is not supported (aiocache's client has none); give the default user a password, as in "
-            "'redis://:PASSWORD@localhost:6379/0'"
-        )
-    if not parts.hostname or port == 0:
-        raise ValueError(f"{shown(text)} names no host, or port 0")
-    database = parts.path.removeprefix("/")
-    if (database and not database.isdigit()) or parts.query or parts.fragment:
-        raise ValueError(f"{shown(text)}: after the port comes at most the number of a database, like '/0'")
-    return value
+    if value.partition("://")[0] not in SCHEMES:
+        raise ValueError(f"{shown(value)} is not a store: 'memory', or a Redis like 'redis://127.0.0.1:6379/0'")
+    if redis_address(value).kind == "cluster":
+        raise ValueError(f"{shown(value)}: a cache needs one server (or Sentinels); in a Cluster its keys are spread")
+    return SecretUrl(value)
 
 
 CacheTtl = Annotated[Delay, BeforeValidator(_ttl)]
-CacheBackend = Annotated[SecretStr, AfterValidator(_backend)]
+CacheBackend = Annotated[str, AfterValidator(_backend)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), NotBool]
 Sharing = Literal["strict", "rfc"]
 
@@ -105,9 +91,9 @@ class CacheConfig(CacheRules):
     """The cache of a gateway: `CacheRules` for all its routes, and the store that they share."""
 
     backend: CacheBackend = Field(
-        default=SecretStr("memory"),
-        description="memory: in this process. redis://[:password@]host:port/db or rediss://...: shared by all "
-        "processes, with a memory store in front of it (extra `redis`).",
+        default="memory",
+        description="memory: in this process. redis://host:port/db (also rediss, redis+unix, redis+sentinel): "
+        "shared by all processes, with a memory store in front of it (extra `redis`).",
     )
     max_bytes: Count = Field(default=64 * MEBIBYTE, description="Bytes of memory for answers, in each process.")
     max_variants: Count = Field(
