@@ -27,16 +27,13 @@ logger = logging.getLogger("fastapi_mesh.gateway")
 CHARGE = Script(files(__package__).joinpath("charge.lua").read_text())
 MAX_BATCH = 256
 """Requests in one round trip at most."""
-SHORTEST = 0.02
-"""Seconds that a round trip gets even for a request that has waited long already."""
 
 
 class _Waiting(NamedTuple):
-    """A request that waits for its verdict, and since when (loop time)."""
+    """A request that waits for its verdict."""
 
     charges: Sequence[Charge]
     future: asyncio.Future[Verdict]
-    since: float
 
 
 class RedisCounters:
@@ -51,7 +48,6 @@ class RedisCounters:
     ) -> None:
         self._client = RedisClient(url, timeout=timeout)
         self._supervisor = supervisor
-        self._timeout = timeout
         self._retry_interval = retry_interval
         self._probe_key = f"{namespace}:probe"
         self._queue: list[_Waiting] = []
@@ -72,7 +68,8 @@ class RedisCounters:
     async def charge(self, charges: Sequence[Charge]) -> Verdict:
         """Count a request in all its windows, or in none where one of them has no room.
 
-        Raises StorageUnavailableError within `timeout` seconds, and at once while the storage is known to be down.
+        Raises StorageUnavailableError within `timeout` seconds (twice that at most, where it came while another round
+        trip was under way), and at once while the storage is known to be down.
         """
         if self._probe is not None or self._closed:
             raise StorageUnavailableError("the storage of rate limits is down")
@@ -81,9 +78,8 @@ class RedisCounters:
                 self._worker = self._supervisor.start(self._work(), name="rate-limit-store")
             except RuntimeError as error:  # the mesh has stopped under a request
                 raise StorageUnavailableError("the mesh has stopped") from error
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Verdict] = loop.create_future()
-        self._queue.append(_Waiting(charges, future, loop.time()))
+        future: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
+        self._queue.append(_Waiting(charges, future))
         return await future
 
     async def aclose(self) -> None:
@@ -119,10 +115,9 @@ class RedisCounters:
 
     async def _send(self, batch: list[_Waiting]) -> None:
         """One round trip. Raises StorageUnavailableError when anything in it failed; the others have their verdicts."""
-        left = batch[0].since + self._timeout - asyncio.get_running_loop().time()
         groups = [self._groups(waiting.charges) for waiting in batch]
         calls = [_call(group) for each in groups for group in each]
-        replies = await self._client.run(CHARGE, calls, timeout=max(SHORTEST, left))
+        replies = await self._client.run(CHARGE, calls)
         failure: StorageUnavailableError | None = None
         at = 0
         for waiting, each in zip(batch, groups, strict=True):
@@ -166,7 +161,7 @@ class RedisCounters:
             while True:
                 await asyncio.sleep(self._retry_interval)
                 try:
-                    await self._client.execute("SET", self._probe_key, "1", "PX", 1000)
+                    await self._client.probe("SET", self._probe_key, "1", "PX", 1000)
                 except StorageUnavailableError as error:
                     logger.debug("rate limits: %r still fails (%s)", self._client, error)
                 else:

@@ -7,7 +7,7 @@ import logging
 import random
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ from fastapi_mesh.core.tasks import Supervisor
 from fastapi_mesh.wire.redis import StorageUnavailableError
 from tests.api_gateway.ratelimit.ratelimit_support import STRATEGIES, Clock, charges
 from tests.support.process import free_port, until
-from tests.support.redis import RedisCluster, RedisSentinel, RedisServer
+from tests.support.redis import PRIMARY_NAME, RedisCluster, RedisSentinel, RedisServer
 
 pytestmark = [pytest.mark.anyio, pytest.mark.server("redis"), pytest.mark.spec("X-25")]
 
@@ -179,7 +179,7 @@ async def test_a_user_of_few_rights_is_enough(redis_server: RedisServer) -> None
                 for key, window, cost in charges("5/hour", strategy)
             ]
             assert await passed(counters, 10, limit) == 5
-            assert await counters._client.execute("SET", "test:probe", "1", "PX", 1000)
+            assert await counters._client.probe("SET", "test:probe", "1", "PX", 1000)
     finally:
         redis_server.command("ACL", "DELUSER", "limits")
 
@@ -271,6 +271,34 @@ async def test_a_redis_that_hangs_is_given_up_within_the_timeout_by_everybody(re
         assert 0.2 < spent < 0.6
         await until(lambda: _answers(counters), "it counts again")
         assert (await counters.charge(charges("5/hour", key="after"))).allowed
+
+
+async def test_a_gateway_that_is_busy_is_not_taken_for_a_redis_that_is_down(redis_server: RedisServer) -> None:
+    """Else a flood of requests would switch its own limits off."""
+    async with counters_on(redis_server.url, timeout=0.25) as counters:
+        await counters.charge(charges("1000/hour"))
+        for turns in range(12):
+            waiting = [asyncio.ensure_future(counters.charge(charges("1000/hour"))) for _ in range(3)]  # noqa: TID251
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            time.sleep(0.3)  # noqa: ASYNC251 - it keeps the event loop busy
+            assert all(verdict.allowed for verdict in await asyncio.gather(*waiting))
+        assert counters.outages == 0
+
+
+async def test_a_sentinel_that_does_not_answer_is_passed_over(redis_sentinel: RedisSentinel) -> None:
+    hosts = [f"127.0.0.1:{sentinel.port}" for sentinel in redis_sentinel.sentinels]
+    redis_sentinel.sentinels[0].pause()
+    redis_sentinel.sentinels[1].pause()
+    try:
+        async with counters_on(f"redis+sentinel://{','.join(hosts)}/{PRIMARY_NAME}", timeout=0.25) as counters:
+            with suppress(StorageUnavailableError):
+                await counters.charge(charges("5/hour"))
+            await until(lambda: _answers(counters), "it counts")
+            assert await passed(counters, 10, charges("5/hour", key="after")) == 5
+    finally:
+        redis_sentinel.sentinels[0].resume()
+        redis_sentinel.sentinels[1].resume()
 
 
 async def test_a_redis_that_was_never_there_is_found_when_it_comes(redis_server: RedisServer) -> None:
