@@ -24,6 +24,7 @@ DETAILS = {
     "invalid-request": "this request can't be passed on as valid HTTP",
     "client-disconnected": "the client went away before its request was complete",
     "configuration": "the service is not configured correctly",
+    "config-store": "the store of shared configuration could not be used",
     "identity": "the caller's identity is missing, invalid or not allowed to do this",
 }
 """What is said of each reason. Fixed sentences: the error's own text may name addresses, which stay inside."""
