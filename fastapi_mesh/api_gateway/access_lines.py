@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote_plus
 
 from fastapi_mesh.api_gateway.auth.base import FromQuery
-from fastapi_mesh.config.edge.auth import ApiKeyAuthConfig
+from fastapi_mesh.config.edge.providers import ApiKeyAuthConfig
 from fastapi_mesh.observability.logging import MASK
 
 if TYPE_CHECKING:

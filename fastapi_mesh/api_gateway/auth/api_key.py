@@ -20,14 +20,14 @@ from fastapi_mesh.api_gateway.auth.flight import Flights
 from fastapi_mesh.api_gateway.auth.settings import settings_from
 from fastapi_mesh.api_gateway.auth.verified import Verified
 from fastapi_mesh.api_gateway.principal import Principal
-from fastapi_mesh.config.edge.auth import ApiKeyAuthConfig
+from fastapi_mesh.config.edge.providers import ApiKeyAuthConfig
 from fastapi_mesh.exceptions import ConfigurationError, MeshError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
 
     from fastapi_mesh.api_gateway.auth.base import Place, Tools
-    from fastapi_mesh.config.edge.auth import ApiKeyConfig
+    from fastapi_mesh.config.edge.providers import ApiKeyConfig
 
     Verify = Callable[[str], Awaitable[Principal | str | None]]
     """Whose key this is: a Principal, the name of its owner, or None for a key that is not good."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from fastapi_mesh.api_gateway.auth.compact import Json, read_object
-from fastapi_mesh.config.edge.auth import url_problem
+from fastapi_mesh.config.edge.providers import url_problem
 from fastapi_mesh.exceptions import UpstreamProtocolError, UpstreamTimeoutError
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from fastapi_mesh.api_gateway.auth.jwks import KeysPolicy, Metadata, RemoteKeys
 from fastapi_mesh.api_gateway.auth.keys import FixedKeys, KeyRing, mixed, ring_of
 from fastapi_mesh.api_gateway.auth.settings import content_of, secret_of, settings_from
 from fastapi_mesh.api_gateway.auth.verified import Verified
-from fastapi_mesh.config.edge.auth import JwtAuthConfig, TokenConfig
+from fastapi_mesh.config.edge.providers import JwtAuthConfig, TokenConfig
 from fastapi_mesh.exceptions import ConfigurationError
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from fastapi_mesh.api_gateway.auth.jwks import KeysPolicy, Metadata, RemoteKeys
 from fastapi_mesh.api_gateway.auth.jwt import TokenVerifier, rules_of
 from fastapi_mesh.api_gateway.auth.keys import FixedKeys, KeyRing, mixed, ring_of
 from fastapi_mesh.api_gateway.auth.settings import secret_of, settings_from
-from fastapi_mesh.config.edge.auth import OAuth2AuthConfig
+from fastapi_mesh.config.edge.providers import OAuth2AuthConfig
 from fastapi_mesh.exceptions import ConfigurationError
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from fastapi_mesh.api_gateway.auth.layer import Authenticate, Authorize, Entry, 
 from fastapi_mesh.api_gateway.auth.oauth2 import OAuth2AuthProvider
 from fastapi_mesh.api_gateway.auth.reading import Reader
 from fastapi_mesh.api_gateway.auth.tokens import UpstreamToken, UpstreamTokens, new_upstream_tokens
-from fastapi_mesh.config.edge.auth import JwtAuthConfig, OAuth2AuthConfig, RouteAuthConfig
+from fastapi_mesh.config.edge.auth import RouteAuthConfig
+from fastapi_mesh.config.edge.providers import JwtAuthConfig, OAuth2AuthConfig
 from fastapi_mesh.config.problems import line, suggestion
 from fastapi_mesh.exceptions import ConfigurationError
 
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from fastapi_mesh.api_gateway.engines import Engines
     from fastapi_mesh.api_gateway.exchange import GatewayService
     from fastapi_mesh.api_gateway.routes import Route
-    from fastapi_mesh.config.edge.auth import AuthConfig, ProviderConfig
+    from fastapi_mesh.config.edge.auth import AuthConfig
+    from fastapi_mesh.config.edge.providers import ProviderConfig
     from fastapi_mesh.config.gateway import GatewayConfig
     from fastapi_mesh.config.routes import RouteConfig
 
