@@ -10,7 +10,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from fastapi_mesh.api_gateway import APIGateway
+from fastapi_mesh.api_gateway import APIGateway, headers
+from fastapi_mesh.config.edge import routing
 from fastapi_mesh.config.policies import ServicePolicy
 from fastapi_mesh.exceptions import ConfigurationError
 from fastapi_mesh.service_mesh import ServiceMesh
@@ -463,3 +464,10 @@ async def test_no_request_fails_while_routes_change_all_the_time(changes: int) -
             done.set()
 
     assert failed == []
+
+
+def test_what_nobody_may_change_is_what_the_gateway_writes_or_ends() -> None:
+    requests = {name.encode() for name in routing.OF_REQUESTS}
+
+    assert {name.decode() for name in headers.HOP_BY_HOP} == routing.HOP_BY_HOP
+    assert requests - headers.HOP_BY_HOP >= headers.FORWARDING
