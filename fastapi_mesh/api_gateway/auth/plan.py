@@ -46,6 +46,8 @@ class AuthPlan:
     entries: tuple[Entry, ...]
     told: Told
     never: frozenset[bytes]
+    strips: bool
+    """Whether routes that ask nobody drop what clients say of who they are: services of this gateway believe it."""
     tokens: dict[int, dict[str, UpstreamTokens]]
     """By the id of the route, which lives as long as its chain; then by service."""
 
@@ -53,7 +55,7 @@ class AuthPlan:
         """The layer that finds out who it is, or the one that lets nobody pretend to have been asked."""
         config = route.config
         if not self.config.enabled or not is_asked(config, self.config):
-            return StripIdentity(inner, self.never) if self.entries else None
+            return StripIdentity(inner, self.never) if self.strips else None
         asked = config.auth or _NOTHING
         keep = self.config.forward_credentials if asked.forward_credentials is None else asked.forward_credentials
         entries = self._entries_of(asked)
@@ -131,6 +133,7 @@ def new_plan(
         entries,
         SignedIdentity(auth.identity, tools.wall) if signed else PlainIdentity(),
         identity_names(auth.identity),
+        bool(providers),
         _tokens(config, routes, engines, tools),
     )
 
