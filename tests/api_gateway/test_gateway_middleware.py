@@ -65,7 +65,7 @@ async def test_the_descriptions_list_sets_up_five_layers(caplog: pytest.LogCaptu
     assert config.rate_limit is not None
     assert config.rate_limit.limit == "1000/hour"
     assert config.cache_ttl == 300
-    assert config.cache.backend.get_secret_value() == "redis://localhost:6379"
+    assert str(config.cache.backend) == "redis://localhost:6379"
     assert config.access_log is not None
     assert (config.access_log.level, config.access_log.requests, config.access_log.responses) == ("INFO", True, True)
     await gateway.open_in({})  # Redis is connected to when it is used first

@@ -54,7 +54,7 @@ def new_app(**options: object) -> FastAPI:
     async def put() -> str:
         return "app"
 
-    @app.websocket("/users/socket")
+    @app.websocket("/own/socket")
     async def socket(websocket: WebSocket) -> None:
         await websocket.accept()
         await websocket.send_text("app")
@@ -107,10 +107,10 @@ def test_a_method_that_no_route_of_the_gateway_has_is_405_with_what_is_allowed(c
     assert response.headers["allow"]
 
 
-def test_websockets_stay_the_applications(client: TestClient) -> None:
-    with client.websocket_connect("/users/socket") as socket:
+def test_websockets_of_other_paths_are_the_applications(client: TestClient) -> None:
+    with client.websocket_connect("/own/socket") as socket:
         assert socket.receive_text() == "app"
-    with pytest.raises(WebSocketDisconnect), client.websocket_connect("/orders/1"):
+    with pytest.raises(WebSocketDisconnect), client.websocket_connect("/nowhere"):
         pass
 
 
