@@ -22,6 +22,8 @@ SERVERS_TO_RUN_ON = ("hypercorn>=0.17", "zttp")
 LINT_TOOLS = ("ruff==0.17.6", "import-linter>=2.5,<3")
 TYPE_TOOLS = ("mypy==2.4.1",)
 DOCS_TOOLS = ("zensical==0.0.73", "pytest>=9")
+HTTPBIN_TOOLS = ("pytest>=8,<10", "pytest-httpbin==2.1.0", "httpbin~=0.10.0", "pytest-mock", "trustme")
+_TIMEOUTS = "tests/test_requests.py::TestTimeout"
 BENCH_TOOLS = ("fastapi-proxy-lib==0.3.0", "httpx<1")
 
 
@@ -53,6 +55,28 @@ def autobahn(session: nox.Session) -> None:
     """The Autobahn test suite against WebSockets through a gateway; takes minutes: nox -s autobahn [-- --cases 1.*]."""
     session.install("-q", "-e", ".[server,ws]", "wsproto", "virtualenv<20.22")  # the last that makes Python 2.7's
     session.run("python", "tests/foreign/autobahn.py", *session.posargs)
+
+
+@nox.session
+def requests(session: nox.Session) -> None:
+    """The tests of `requests`, with our gateway in front of their httpbin: nox -s requests -- CHECKOUT [ARGUMENTS]."""
+    if not session.posargs:
+        session.error("say where a checkout of https://github.com/psf/requests is: nox -s requests -- CHECKOUT")
+    checkout = Path(session.posargs[0]).resolve()
+    session.install("-q", ".[server]", "-e", f"{checkout}[socks]", *HTTPBIN_TOOLS)
+    plugins = ("-p", "no:httpbin", "-p", "no:fastapi_mesh", "-p", "requests_plugin", "-p", "no:cacheprovider")
+    # Those two wait for an address that nobody answers at, which some networks do not have; no httpbin is asked.
+    others = [f"--deselect={_TIMEOUTS}::{name}" for name in ("test_connect_timeout", "test_total_timeout_connect")]
+    with session.chdir(checkout):
+        path = os.fspath(Path(__file__).parent / "tests" / "foreign")
+        session.run("pytest", "tests", "-q", *plugins, *others, *session.posargs[1:], env={"PYTHONPATH": path})
+
+
+@nox.session
+def cache_tests(session: nox.Session) -> None:
+    """Run http-tests/cache-tests against a gateway's cache: nox -s cache_tests -- PATH_OF_CHECKOUT [--id TEST]."""
+    session.install("-q", "-e", ".[server]", "pytest>=9")
+    session.run("python", "-m", "tests.foreign.cache_tests", *session.posargs)
 
 
 @nox.session

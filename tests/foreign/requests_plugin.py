@@ -45,7 +45,7 @@ def _gateway(scheme: str, **tls: object) -> Iterator[Front]:
 
         thread = threading.Thread(target=run, name=f"gateway-{scheme}")
         thread.start()
-        _wait_open(port)
+        _wait_ready(gateway, thread)
         try:
             yield Front(f"{scheme}://127.0.0.1:{port}")
         finally:
@@ -53,17 +53,12 @@ def _gateway(scheme: str, **tls: object) -> Iterator[Front]:
             thread.join()
 
 
-def _wait_open(port: int) -> None:
+def _wait_ready(gateway: APIGateway, thread: threading.Thread) -> None:
     end = time.monotonic() + 10
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-        except OSError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.02)
-        else:
-            return
+    while gateway.life is None or not gateway.life.mesh.life.is_open:
+        if not thread.is_alive() or time.monotonic() > end:
+            raise RuntimeError("the gateway did not start")
+        time.sleep(0.02)
 
 
 @pytest.fixture(scope="session")
