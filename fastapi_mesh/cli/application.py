@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from fastapi_mesh.cli.cache import cache
 from fastapi_mesh.cli.check import check
 from fastapi_mesh.cli.demo import demo
 from fastapi_mesh.cli.gateway import gateway
@@ -40,3 +41,4 @@ application.command()(check)
 application.command()(routes)
 application.command()(demo)
 application.command()(services)
+application.add_typer(cache, name="cache")

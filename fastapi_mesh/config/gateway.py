@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from fastapi_mesh.config.edge.auth import AuthConfig, UpstreamTokenConfig
-from fastapi_mesh.config.edge.cache import CacheConfig, CacheTtl
+from fastapi_mesh.config.edge.cache import CacheConfig, CacheTtl, cache_policy, force_problem
 from fastapi_mesh.config.edge.cors import CorsConfig
 from fastapi_mesh.config.edge.limits import RateLimitingConfig, RateLimitSetting
 from fastapi_mesh.config.edge.listener import Listener
@@ -233,12 +233,15 @@ class GatewayConfig(Listener):
 
     @model_validator(mode="after")
     def _routes_fit(self) -> Self:
-        """What a route says of timeouts and retries, over what its service has."""
+        """What a route says of timeouts, retries and caching, over what its service and the gateway have."""
         problems: list[tuple[tuple[str | int, ...], str]] = []
         for index, route in enumerate(self.routes):
             if route.overrides:
                 base = self.policy_of(route.service)
                 problems += [(("routes", index, *place), text) for place, text in misfits(base, route.policy())]
+            caching = cache_policy(self.cache, self.cache_ttl, route.cache, route.cache_ttl)
+            if problem := force_problem(caching):
+                problems.append((("routes", index, "cache"), problem))
         if problems:
             raise Problems(problems)
         return self
