@@ -41,7 +41,7 @@ class Engines:
 
     def kept(self, name: str, settings: object, make: Callable[[], E]) -> E:
         """The engine `name` for `settings`: the running one where it was made of equal ones, else a new one."""
-        running = self._running.get(name)
+        running = self._next.get(name) or self._running.get(name)
         entry = running if running is not None and running[0] == settings else (settings, make())
         self._next[name] = entry
         return cast("E", entry[1])  # a name has one kind of engine

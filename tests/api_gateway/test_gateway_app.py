@@ -167,6 +167,7 @@ async def test_a_policy_of_the_mesh_that_changes_later_reaches_the_routes() -> N
 
 
 @pytest.mark.spec("S-016", "A12")
+@pytest.mark.spec("B18")
 async def test_alone_it_answers_health_metrics_and_404() -> None:
     async with RawUpstream() as upstream, serving(gateway_to(upstream.url)) as port:
         assert parts(await talk(port, request("GET /api/x")))[0] == 200
