@@ -89,9 +89,11 @@ async def read_body(reader: asyncio.StreamReader, head: bytes) -> bytes:
     lowered = head.lower()
     if b"\r\ntransfer-encoding: chunked\r\n" in lowered:
         body = b""
-        while not body.endswith(b"0\r\n\r\n"):
-            body += await reader.readuntil(b"\r\n")
-        return body
+        while True:
+            size = await reader.readuntil(b"\r\n")
+            body += size + await reader.readexactly(int(size, 16) + 2)
+            if int(size, 16) == 0:
+                return body
     if b"\r\ncontent-length: " in lowered:
         length = int(lowered.split(b"\r\ncontent-length: ")[1].split(b"\r\n")[0])
         return await reader.readexactly(length)
