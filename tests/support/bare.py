@@ -13,7 +13,11 @@ import sys
 import fastapi_mesh
 
 NEEDS_AN_EXTRA = (
+    "fastapi_mesh.api_gateway.cache.redis",
+    "fastapi_mesh.api_gateway.http_server",
+    "fastapi_mesh.api_gateway.metrics_server",
     "fastapi_mesh.api_gateway.strict",
+    "fastapi_mesh.api_gateway.workers",
     "fastapi_mesh.cli",
     "fastapi_mesh.testing.plugin",
     "fastapi_mesh.wire.h2",
