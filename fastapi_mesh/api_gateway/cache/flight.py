@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
-MEMORY = 4096
+MEMORY = 1024
 """Keys at most whose answers are known not to be stored; the oldest go."""
 MEMORY_SECONDS = 60.0
 

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from fastapi_mesh.api_gateway.cache.redis import RedisStore
     from fastapi_mesh.api_gateway.cache.vary import Selecting
 
-MAX_CHECKED = 65536
+MAX_CHECKED = 16384
 """URLs whose last check is remembered; then the memory of it starts anew."""
+LONGEST_CHECKED = 512
+"""Bytes of a place whose check is remembered; a longer one is checked each time, so that clients can't fill memory."""
 
 
 class LayeredStore:
@@ -88,6 +90,8 @@ class LayeredStore:
         await self._shared.aclose()
 
     def _confirm(self, key: Key, version: str) -> None:
+        if len(key.place) > LONGEST_CHECKED:
+            return
         if len(self._checked) >= MAX_CHECKED:
             self._checked.clear()
         self._checked[key.place, key.own] = (self._clock() + self._recheck, version)

@@ -28,12 +28,14 @@ _FULL = re.compile(rb";q=1(\.0{0,3})?$")
 
 
 def vary_names(headers: Sequence[Header]) -> tuple[bytes, ...]:
-    """The request fields that a response was chosen by, in lower case and sorted; `*` for what nobody can know."""
-    return tuple(
-        sorted(
-            {name.strip().lower() for value in values(headers, b"vary") for name in value.split(b",") if name.strip()}
-        )
-    )
+    """The request fields that a response was chosen by, in lower case and sorted; `*` for what nobody can know.
+
+    A compressed one was chosen by Accept-Encoding, also where its service forgets to say so.
+    """
+    names = {name.strip().lower() for value in values(headers, b"vary") for name in value.split(b",") if name.strip()}
+    if any(value.lower() != b"identity" for value in values(headers, b"content-encoding")):
+        names.add(b"accept-encoding")
+    return tuple(sorted(names))
 
 
 def normalised(headers: Sequence[Header], name: bytes) -> bytes | None:

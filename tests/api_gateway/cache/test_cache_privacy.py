@@ -208,6 +208,18 @@ async def test_which_requests_are_for_the_same_variant(first: list[str], second:
         assert (await stage.get("/a", *second)).is_hit is same
 
 
+async def test_a_compressed_answer_is_given_only_to_who_takes_it_whatever_its_service_forgot() -> None:
+    def script(request: Exchange) -> Response:
+        if (b"accept-encoding", b"gzip") in request.headers:
+            return reply("zipped", LONG, "Content-Encoding: gzip")
+        return reply("plain", LONG)
+
+    async with Stage(script) as stage:
+        await stage.get("/a", "Accept-Encoding: gzip")
+        assert (await stage.get("/a", "Accept-Encoding: gzip")).is_hit
+        assert (await stage.get("/a")).body == b"plain"
+
+
 async def test_secrets_that_an_answer_varies_by_are_not_kept_as_they_are() -> None:
     async with Stage(lambda request: reply("x", f"{LONG}, public", "Vary: Authorization")) as stage:
         await stage.get("/a", "Authorization: Bearer s3cret")
