@@ -49,6 +49,17 @@ SAID = {
         "ben, by a new key of the issuer: 200 ben, read refund",
         "a stranger: 401 invalid-credentials",
     ],
+    "gateway_cache.py": [
+        'a book: {"price":12,"read":1} (cache: fwd=uri-miss)',
+        'again: {"price":12,"read":1} (cache: hit)',
+        'by another user: {"price":12,"read":1} (cache: hit)',
+        'after its price was changed: {"price":9,"read":2} (cache: fwd=uri-miss)',
+        'ana: {"basket of":"ana"} (cache: fwd=uri-miss)',
+        'ana: {"basket of":"ana"} (cache: hit)',
+        'ben: {"basket of":"ben"} (cache: fwd=uri-miss)',
+        'with the service gone: {"price":9,"read":2} (cache: fwd=stale)',
+        "and purged: 502 connection-failed",
+    ],
     "gateway_websocket.py": [
         "subprotocol: chat.v1",
         "one, trains: hello",
