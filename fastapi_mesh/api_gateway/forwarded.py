@@ -3,6 +3,9 @@
 Only the transport peer's address is a fact. What it says about others is believed if the peer is a trusted proxy: then
 we add ourselves to its lists (`X-Forwarded-For`, `Forwarded`) and keep what it says of the original request
 (`X-Forwarded-Proto`, `-Host`; `-Prefix` grows by ours). Anybody else's forwarding headers are replaced.
+
+What `Forwarded` says of client and protocol counts where the proxy sends no `X-Forwarded-*`: one that writes only those
+may pass on a `Forwarded` that the client has made up.
 """
 
 from __future__ import annotations
@@ -10,6 +13,8 @@ from __future__ import annotations
 import logging
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import TYPE_CHECKING
+
+from fastapi_mesh.api_gateway.nodes import address_of, read_forwarded
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,6 +32,8 @@ PROXY_HEADERS = (
 
 _MAX_PEERS = 4096
 """Addresses remembered at most; then the memory starts anew."""
+_LONGEST = 64
+"""Characters of an address that is remembered; what is longer is none."""
 
 
 class _Peer:
@@ -39,7 +46,7 @@ class _Peer:
         self.node = b"for=unknown"
         self.address = b""
         try:
-            address = ip_address(text or "")
+            address = ip_address(address_of(text or ""))
         except ValueError:
             pass  # a Unix socket, or a test client: nobody's address, so nothing to forward or to trust
         else:
@@ -57,6 +64,7 @@ class Origin:
     `trusted` says whether the peer is one of `trusted_proxies`. `scheme` is what the client used (`http`, `https`),
     `address` the client's IP address as text, "" where there is none (a Unix socket): the last one in the chain of
     `X-Forwarded-For` that no trusted proxy has (Envoy's and nginx's `real_ip_recursive` rule), else the peer itself.
+    Ports and brackets in the chain are left out; before something that is no address nobody is believed.
     """
 
     __slots__ = ("_chain", "_forwarding", "_peer", "scheme", "trusted")
@@ -75,7 +83,7 @@ class Origin:
         if chain:
             nearest = self._peer.address
             for hop in reversed(chain.split(b",")):
-                peer = self._forwarding.peer(hop.strip().decode("latin-1"))
+                peer = self._forwarding.peer(hop.strip(b" \t").decode("latin-1"))
                 if not peer.address:  # no address, so nobody before it can be believed either
                     break
                 nearest = peer.address
@@ -112,6 +120,7 @@ class Forwarding:
         headers, host, received = head.headers, head.host, head.forwarding
         proto = b"https" if scope.get("scheme") == "https" else b"http"
         said: dict[bytes, bytes] = {}
+        chain: bytes | None = None
         if received is not None and peer.trusted:
             for name, value in received:
                 said[name] = said[name] + b", " + value if name in said else value
@@ -119,7 +128,7 @@ class Forwarding:
         if said:
             _append_said(headers, said, peer, element)
             prefix = said.get(b"x-forwarded-prefix", b"").rstrip(b"/") + prefix
-            proto = said.get(b"x-forwarded-proto", proto)
+            chain, proto = _believed(said, proto)
             headers.append((b"x-forwarded-proto", proto))
             headers.append((b"x-forwarded-host", said.get(b"x-forwarded-host", host)))
         else:
@@ -131,8 +140,10 @@ class Forwarding:
         if prefix:
             headers.append((b"x-forwarded-prefix", prefix))
         headers.append(self._via.get(scope["http_version"], self.via))
+        if proto != b"https" and proto != b"http":
+            proto = proto.rpartition(b",")[2].strip(b" \t").lower()
         scheme = "https" if proto == b"https" else "http"
-        return Origin(self, peer, scheme, said.get(b"x-forwarded-for"))
+        return Origin(self, peer, scheme, chain)
 
     def peer(self, name: str | None) -> _Peer:
         """What is known of an address."""
@@ -141,8 +152,21 @@ class Forwarding:
     def _new_peer(self, name: str | None) -> _Peer:
         if len(self._peers) >= _MAX_PEERS:
             self._peers.clear()
-        peer = self._peers[name] = _Peer(name, self._networks)
+        peer = _Peer(name, self._networks)
+        if name is None or len(name) <= _LONGEST:
+            self._peers[name] = peer
         return peer
+
+
+def _believed(said: dict[bytes, bytes], proto: bytes) -> tuple[bytes | None, bytes]:
+    """The chain of clients, if any, and the protocol that a trusted proxy names; else `proto`, the connection's own."""
+    if said.keys() != {b"forwarded"}:
+        return said.get(b"x-forwarded-for"), said.get(b"x-forwarded-proto", proto)
+    heard = read_forwarded(said[b"forwarded"])
+    if heard is None:
+        return None, proto
+    chain, by_it = heard
+    return chain, by_it if by_it in (b"https", b"http") else proto
 
 
 def _append_said(headers: list[Header], said: dict[bytes, bytes], peer: _Peer, element: bytes) -> None:

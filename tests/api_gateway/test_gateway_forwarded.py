@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fastapi_mesh.api_gateway.forwarded import Forwarding
 from fastapi_mesh.api_gateway.headers import RequestNames, read_request
+from fastapi_mesh.api_gateway.nodes import address_of, read_forwarded
 
 pytestmark = pytest.mark.spec("X-22", "B14")
 
@@ -122,3 +125,106 @@ def test_the_memory_of_peers_is_bounded() -> None:
         forwarded(forwarding, f"10.0.{number // 256}.{number % 256}")
 
     assert len(forwarding._peers) <= 4096
+
+
+def origin(*received: tuple[bytes, bytes], trusted: str = "10.0.0.0/8", peer: str = "10.0.0.1") -> tuple[str, str]:
+    """The address and the scheme that a request is taken to come from."""
+    head = read_request([(b"host", b"gw"), *received], "1.1", RequestNames())
+    scope = {"client": (peer, 5), "scheme": "http", "http_version": "1.1"}
+    found = Forwarding([trusted]).append(head, scope, b"")
+    return found.address, found.scheme
+
+
+@pytest.mark.parametrize(
+    ("chain", "address"),
+    [
+        (b"6.6.6.6", "6.6.6.6"),
+        (b"6.6.6.6:4711", "6.6.6.6"),
+        (b"[2001:db8::1]:4711", "2001:db8::1"),
+        (b"[2001:db8::1]", "2001:db8::1"),
+        (b"2001:db8::1", "2001:db8::1"),
+        (b"::ffff:6.6.6.6", "6.6.6.6"),
+        (b"7.7.7.7, 6.6.6.6, 10.0.0.2", "6.6.6.6"),
+        (b"7.7.7.7,6.6.6.6 ,\t10.0.0.2:80", "6.6.6.6"),
+        (b"6.6.6.6, garbage", "10.0.0.1"),
+        (b"6.6.6.6, garbage, 10.0.0.2", "10.0.0.2"),
+        (b"unknown", "10.0.0.1"),
+        (b"", "10.0.0.1"),
+        (b",,", "10.0.0.1"),
+        (b"6.6.6.6:port", "10.0.0.1"),
+        (b"[2001:db8::1", "10.0.0.1"),
+        (b"[2001:db8::1]x", "10.0.0.1"),
+        (b"256.1.1.1", "10.0.0.1"),
+        (b"6.6.6.6" + b"6" * 10_000, "10.0.0.1"),
+        (b"10.0.0.9, 10.0.0.2", "10.0.0.9"),
+    ],
+)
+def test_the_clients_address_is_the_last_that_no_trusted_proxy_has(chain: bytes, address: str) -> None:
+    assert origin((b"x-forwarded-for", chain))[0] == address
+    assert origin((b"x-forwarded-for", chain), peer="11.0.0.1")[0] == "11.0.0.1", "anybody else is not believed"
+
+
+@pytest.mark.parametrize(
+    ("proto", "scheme"),
+    [
+        (b"https", "https"),
+        (b"HTTPS", "https"),
+        (b"http", "http"),
+        (b"https, http", "http"),
+        (b"http,https", "https"),
+        (b"x", "http"),
+    ],
+)
+def test_of_several_protocols_the_last_counts_which_the_proxy_next_to_us_has_seen(proto: bytes, scheme: str) -> None:
+    assert origin((b"x-forwarded-proto", proto))[1] == scheme
+    assert origin((b"x-forwarded-proto", proto), peer="11.0.0.1")[1] == "http"
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (b"for=6.6.6.6;proto=https", ("6.6.6.6", "https")),
+        (b'FOR="[2001:db8::1]:4711" ; Proto=HTTPS;by=_gw', ("2001:db8::1", "https")),
+        (b"for=7.7.7.7;proto=http, for=6.6.6.6:80;proto=https, for=10.0.0.2", ("6.6.6.6", "http")),
+        (b'for="6.6.6.6\\:80"', ("6.6.6.6", "http")),
+        (b"for=_hidden;proto=https", ("10.0.0.1", "https")),
+        (b"proto=https", ("10.0.0.1", "https")),
+        (b'for="6.6.6.6;proto=https', ("10.0.0.1", "http")),
+        (b"for=6.6.6.6;proto=https;proto=https", ("10.0.0.1", "http")),
+        (b"for=6.6.6.6;;proto=https", ("10.0.0.1", "http")),
+        (b'for="6.6.6.6, 7.7.7.7"', ("10.0.0.1", "http")),
+        (b"", ("10.0.0.1", "http")),
+    ],
+)
+def test_a_proxy_that_speaks_rfc_7239_only_is_understood(value: bytes, expected: tuple[str, str]) -> None:
+    assert origin((b"forwarded", value)) == expected
+    assert origin((b"forwarded", value), peer="11.0.0.1") == ("11.0.0.1", "http")
+
+
+def test_forwarded_does_not_count_beside_what_the_proxy_itself_writes() -> None:
+    made_up = (b"forwarded", b"for=1.1.1.1;proto=https")
+
+    assert origin(made_up, (b"x-forwarded-for", b"6.6.6.6")) == ("6.6.6.6", "http")
+
+
+def test_the_protocol_of_forwarded_is_told_to_services_that_know_the_other_headers_only() -> None:
+    _, added = forwarded(Forwarding(["10.0.0.1"]), "10.0.0.1", (b"forwarded", b"for=6.6.6.6;proto=https"))
+
+    assert added[b"x-forwarded-proto"] == b"https"
+    assert added[b"forwarded"] == b'for=6.6.6.6;proto=https, for=10.0.0.1;host="gw:80";proto=http'
+
+
+def test_long_garbage_is_not_remembered() -> None:
+    forwarding = Forwarding(["10.0.0.1"])
+    head = read_request([(b"host", b"gw"), (b"x-forwarded-for", b"x" * 5000)], "1.1", RequestNames())
+    scope = {"client": ("10.0.0.1", 5), "scheme": "http", "http_version": "1.1"}
+
+    assert forwarding.append(head, scope, b"").address == "10.0.0.1"
+    assert max(len(name or "") for name in forwarding._peers) < 100
+
+
+@given(st.binary(max_size=80))
+@settings(max_examples=300, deadline=None)
+def test_no_value_of_forwarded_can_do_more_than_be_ignored(value: bytes) -> None:
+    read_forwarded(value)
+    address_of(value.decode("latin-1"))
