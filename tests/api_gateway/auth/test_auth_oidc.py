@@ -47,12 +47,12 @@ async def test_opaque_tokens_are_asked_about(processes: Processes) -> None:
     async with calling(upstream, oauth2(server, audience=None)) as client:
         opaque = await server.token(resource=None)
         good = await client.get("/api/x", headers=bearer(opaque))
-        wrong = await client.get("/api/x", headers=bearer(opaque[:-1] + "x"))
+        wrong = await client.get("/api/x", headers=bearer(opaque + "x"))
         server.kill()
         remembered = await client.get("/api/x", headers=bearer(opaque))
         unknown = await client.get("/api/x", headers=bearer("another"))
         await server.start()
-        forgotten = await client.get("/api/x", headers=bearer(opaque[:-1] + "y"))
+        forgotten = await client.get("/api/x", headers=bearer(opaque + "y"))
 
     assert opaque.count(".") == 0
     assert [good.status_code, wrong.status_code] == [200, 401]
