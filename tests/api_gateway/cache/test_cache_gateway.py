@@ -178,6 +178,35 @@ async def test_an_answer_stands_in_when_the_service_is_dead() -> None:
     assert b"detail=stale-if-error" in values(raw, b"cache-status")[0]
 
 
+@pytest.mark.spec("X-26")
+async def test_clients_that_leave_at_any_moment_leave_nothing_behind() -> None:
+    """On sockets: a long body, some read all of it, some close in the middle; then all is as if nobody had left."""
+
+    async def slowly(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        writer.write(b"HTTP/1.1 200 OK\r\ncache-control: max-age=600\r\ncontent-length: 300000\r\n\r\n")
+        for _ in range(30):
+            writer.write(b"x" * 10_000)
+            await writer.drain()
+            await asyncio.sleep(0)
+        return True
+
+    async def leave(port: int, size: int) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(request(f"GET /api/{size % 3}"))
+        await reader.read(size)
+        writer.transport.abort()
+
+    async with RawUpstream(slowly) as up:
+        gateway = gateway_to(up.url, [{"path": "/api/*", "service": "up", "cache": True}])
+        async with serving(gateway) as port:
+            await asyncio.gather(*(leave(port, number * 9_000) for number in range(1, 31)))
+            bodies = [parts(await talk(port, request(f"GET /api/{number % 3}")))[2] for number in range(6)]
+            statistics = gateway.cache.statistics()
+
+    assert {len(body) for body in bodies} == {300_000}
+    assert (statistics["flights"], statistics["entries"]) == (0, 3)
+
+
 # Redis.
 
 

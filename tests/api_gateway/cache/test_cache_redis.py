@@ -69,6 +69,26 @@ async def test_what_one_process_stored_another_one_serves(redis_server: RedisSer
     assert other.calls == []
 
 
+async def test_a_socket_is_an_address_too(redis_server: RedisServer) -> None:
+    async with (
+        gateway(redis_server.unix_url, numbered(LONG)) as one,
+        gateway(redis_server.url, numbered(LONG)) as other,
+    ):
+        await one.get()
+        assert (await other.get()).is_hit
+
+
+async def test_an_answer_that_is_withdrawn_is_gone_for_all(redis_server: RedisServer) -> None:
+    said = ["Cache-Control: max-age=5"]
+    async with gateway(redis_server.url, lambda request: reply("x", *said)) as one:
+        await one.get()
+        one.now += 6
+        said[0] = "Cache-Control: no-store"
+        await one.get()
+        async with gateway(redis_server.url, lambda request: reply("y", *said)) as other:
+            assert (await other.get("/a", "Cache-Control: max-stale")).body == b"y"
+
+
 @pytest.mark.spec("X-26", "B12")
 async def test_partitions_hold_across_processes(redis_server: RedisServer) -> None:
     async with (
