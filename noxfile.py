@@ -80,6 +80,40 @@ def cache_tests(session: nox.Session) -> None:
 
 
 @nox.session
+def httpx(session: nox.Session) -> None:
+    """The client tests of `httpx` on httpx2, through a mesh: nox -s httpx -- CHECKOUT [ARGUMENTS]."""
+    if not session.posargs:
+        session.error("say where a checkout of https://github.com/encode/httpx is: nox -s httpx -- CHECKOUT")
+    session.install(
+        "-q", ".[server]", "pytest>=8,<9", "trio", "trustme", "chardet", "httpx2[brotli,zstd,http2,socks,cli]"
+    )
+    # Proxies are the business of a transport that we replace.
+    theirs = (
+        "tests/client",
+        "tests/test_timeouts.py",
+        "tests/test_asgi.py",
+        "--ignore",
+        "tests/client/test_proxies.py",
+    )
+    options = (
+        "-c",
+        os.devnull,
+        "--rootdir",
+        ".",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:fastapi_mesh",
+        "-p",
+        "httpx_plugin",
+    )
+    foreign = os.fspath(Path(__file__).parent / "tests" / "foreign")
+    with session.chdir(session.posargs[0]):
+        path = os.pathsep.join((os.fspath(Path.cwd()), foreign))
+        session.run("pytest", *theirs, "-q", *options, *session.posargs[1:], env={"PYTHONPATH": path})
+
+
+@nox.session
 def servers(session: nox.Session) -> None:
     """Install the real servers that tests and benchmarks run against (Debian packages, so as root): nox -s servers."""
     session.run("python", "tests/support/servers.py", *session.posargs)
