@@ -22,6 +22,12 @@ SERVERS_TO_RUN_ON = ("hypercorn>=0.17", "zttp")
 LINT_TOOLS = ("ruff==0.17.6", "import-linter>=2.5,<3")
 TYPE_TOOLS = ("mypy==2.4.1",)
 DOCS_TOOLS = ("zensical==0.0.73", "pytest>=9")
+STARLETTE_TOOLS = ("pytest>=8,<9", "trio", "httpx", "itsdangerous", "jinja2", "python-multipart", "pyyaml")
+_FAIL_ANYHOW = (
+    "test_requests.py::test_request_headers",
+    "test_staticfiles.py::test_staticfiles_with_invalid_dir_permissions_returns_401",
+    "test_websockets.py::test_websocket_headers",
+)
 HTTPBIN_TOOLS = ("pytest>=8,<10", "pytest-httpbin==2.1.0", "httpbin~=0.10.0", "pytest-mock", "trustme")
 _TIMEOUTS = "tests/test_requests.py::TestTimeout"
 BENCH_TOOLS = ("fastapi-proxy-lib==0.3.0", "httpx<1")
@@ -111,6 +117,25 @@ def httpx(session: nox.Session) -> None:
     with session.chdir(session.posargs[0]):
         path = os.pathsep.join((os.fspath(Path.cwd()), foreign))
         session.run("pytest", *theirs, "-q", *options, *session.posargs[1:], env={"PYTHONPATH": path})
+
+
+@nox.session
+def starlette(session: nox.Session) -> None:
+    """The tests of Starlette, each application under our middleware: nox -s starlette -- CHECKOUT [ARGUMENTS]."""
+    if not session.posargs:
+        session.error("say where a checkout of https://github.com/Kludex/starlette is: nox -s starlette -- CHECKOUT")
+    checkout = Path(session.posargs[0]).resolve()
+    session.install("-q", ".[server]", "fastapi==0.143.*", f"{checkout}[full]", *STARLETTE_TOOLS)
+    options = ("-c", os.devnull, "--rootdir", ".", "-p", "no:cacheprovider", "-p", "no:fastapi_mesh")
+    # These fail without us too: root may read everything, and httpx accepts more encodings by now.
+    others = [f"--deselect=tests/{name}" for name in _FAIL_ANYHOW]
+    foreign = os.fspath(Path(__file__).parent / "tests" / "foreign")
+    path = os.pathsep.join((os.fspath(checkout), foreign))
+    with session.chdir(checkout):
+        session.run(
+            *("pytest", "tests", "-q", *options, "-p", "starlette_plugin", *others, *session.posargs[1:]),
+            env={"PYTHONPATH": path},
+        )
 
 
 @nox.session
