@@ -4,6 +4,7 @@
   an `Authorization` or `Cookie` among them looks as if a proxy in front had let it pass (RFC 9110 section 6.5.1).
 - A request that offers an upgrade (`Upgrade: h2c`, as Java's client does) keeps its body and what follows it.
 - An absolute-form target keeps its authority, which counts over `Host` (RFC 9112 section 3.2.2).
+- An HTTP/1.0 client is not answered in chunks, which it does not know (RFC 9112 section 6.1).
 - What is no HTTP is not answered in the middle of another request's answer, nor before it.
 
 Needs the `server` extra.
@@ -14,12 +15,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 if TYPE_CHECKING:
     import asyncio
 
-    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+    from uvicorn._types import ASGISendEvent
 
 
 class _Sealed(list[tuple[bytes, bytes]]):
@@ -27,6 +28,21 @@ class _Sealed(list[tuple[bytes, bytes]]):
 
     def append(self, header: tuple[bytes, bytes]) -> None:
         """Drop it."""
+
+
+class _CycleOf10(RequestResponseCycle):
+    """A request over HTTP/1.0 and its answer: one without a length ends with the connection."""
+
+    _until_close = False
+
+    async def send(self, message: ASGISendEvent) -> None:
+        if message["type"] == "http.response.start":
+            if not any(name.lower() == b"content-length" for name, _ in message.get("headers", ())):
+                self._until_close = True
+                self.chunked_encoding = False
+        elif self._until_close and message["type"] == "http.response.body":
+            self.expected_content_length = len(message.get("body", b""))
+        await super().send(message)
 
 
 class StrictHttpProtocol(HttpToolsProtocol):
@@ -55,6 +71,8 @@ class StrictHttpProtocol(HttpToolsProtocol):
             return
         super().on_headers_complete()
         self.headers = _Sealed(self.headers)
+        if self.scope["http_version"] == "1.0" and type(self.cycle) is RequestResponseCycle:
+            self.cycle.__class__ = _CycleOf10  # it has just been made, by its name, and has not run yet
         if self.url[:1] != b"/" and b"://" in self.url:
             target = self.url.partition(b"?")[0].partition(b"#")[0]
             self.scope["raw_path"] = self.root_path.encode("ascii") + target

@@ -115,3 +115,34 @@ async def test_nobody_but_a_websocket_client_gets_an_upgrade(http: object) -> No
 
     assert parts(raw)[0] == 200
     assert b"upgrade" not in upstream.received[0].lower()
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n3\r\ncde\r\n0\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("method", "answer", "body"),
+    [
+        ("GET", CHUNKED, b"abcde"),
+        ("GET", OK, b"ok"),
+        ("HEAD", b"HTTP/1.1 200 OK\r\n\r\n", b""),
+        ("GET", b"HTTP/1.1 204 No Content\r\n\r\n", b""),
+        ("GET", b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", b""),
+    ],
+)
+async def test_a_client_of_http_1_0_is_not_answered_in_chunks(method: str, answer: bytes, body: bytes) -> None:
+    async with RawUpstream(answer) as upstream, serving(gateway_to(upstream.url), StrictHttpProtocol) as port:
+        raw = await talk(port, f"{method} /api/x HTTP/1.0\r\nHost: gw\r\n\r\n".encode())
+
+    head, _, rest = raw.partition(b"\r\n\r\n")
+    assert rest == body
+    assert b"transfer-encoding" not in head.lower()
+    assert values(raw, b"connection") == [b"close"]
+
+
+async def test_a_service_that_never_says_100_continue_gets_the_body_all_the_same() -> None:
+    async with RawUpstream() as upstream, serving(gateway_to(upstream.url), StrictHttpProtocol) as port:
+        raw = await talk(port, request("POST /api/x", "Expect: 100-continue", "Content-Length: 5", body=b"hello"))
+
+    assert upstream.received[0].endswith(b"\r\n\r\nhello")
+    assert raw.endswith(b"ok")
