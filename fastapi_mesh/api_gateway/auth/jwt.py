@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from fastapi_mesh.api_gateway.auth.base import AuthProvider, CredentialError, UnknownCredentialError, Verifier
+from fastapi_mesh.api_gateway.auth.base import CredentialError, UnknownCredentialError, Verifier
 from fastapi_mesh.api_gateway.auth.claims import ClaimRules, check_before, principal_of
 from fastapi_mesh.api_gateway.auth.compact import MalformedTokenError, read_compact
 from fastapi_mesh.api_gateway.auth.http import Issuer
 from fastapi_mesh.api_gateway.auth.jose import pem_key, secret_key
-from fastapi_mesh.api_gateway.auth.jwks import KeysPolicy, Metadata, RemoteKeys
-from fastapi_mesh.api_gateway.auth.keys import FixedKeys, KeyRing, mixed, ring_of
+from fastapi_mesh.api_gateway.auth.jwks import Metadata
+from fastapi_mesh.api_gateway.auth.keys import FixedKeys, KeyRing, ring_of
 from fastapi_mesh.api_gateway.auth.settings import content_of, secret_of, settings_from
+from fastapi_mesh.api_gateway.auth.token_provider import TokenProvider
 from fastapi_mesh.api_gateway.auth.verified import Verified
 from fastapi_mesh.config.edge.providers import JwtAuthConfig, TokenConfig
 from fastapi_mesh.exceptions import ConfigurationError
@@ -90,7 +91,7 @@ def rules_of(config: TokenConfig, name: str, issuers: tuple[str, ...]) -> ClaimR
     )
 
 
-class JWTAuthProvider(AuthProvider):
+class JWTAuthProvider(TokenProvider[JwtAuthConfig]):
     """Bearer tokens that are JWTs (RFC 7519, RFC 8725).
 
         JWTAuthProvider(secret_key="...", algorithm="HS256")
@@ -104,8 +105,6 @@ class JWTAuthProvider(AuthProvider):
     `issuer` and `audience` are what `iss` and `aud` must be; a token with an `aud` is refused where there is no
     `audience`. `leeway` is seconds. Raises ConfigurationError.
     """
-
-    challenge = "Bearer"
 
     def __init__(
         self,
@@ -136,26 +135,12 @@ class JWTAuthProvider(AuthProvider):
         given = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
         self._take(settings_from(JwtAuthConfig, given, "JWTAuthProvider"))
 
-    @classmethod
-    def from_config(cls, config: JwtAuthConfig) -> JWTAuthProvider:
-        """The provider for settings of a file or of the environment."""
-        provider = cls.__new__(cls)
-        provider._take(config)
-        return provider
-
     def __repr__(self) -> str:
         return f"<JWTAuthProvider {self.name!r}, {', '.join(self._algorithms)}>"
 
     @property
     def settings(self) -> object:
         return (JWTAuthProvider, self._config, self._material)
-
-    def warnings(self) -> list[str]:
-        ring = self._ring
-        problems = [] if ring is None else ring.weaknesses()
-        if self._config.jwks is not None and (problem := mixed(self._config.jwks.get_secret_value())):
-            problems.append(problem)
-        return problems
 
     def security_scheme(self) -> Mapping[str, object]:
         config = self._config
@@ -176,7 +161,7 @@ class JWTAuthProvider(AuthProvider):
         try:
             if self._material is not None:
                 self._algorithms = config.algorithm or ("HS256",)
-                self._ring: KeyRing | None = KeyRing([secret_key(self._material, self._algorithms)], self._algorithms)
+                self._ring = KeyRing([secret_key(self._material, self._algorithms)], self._algorithms)
             elif pem is not None:
                 self._material = pem
                 key, self._algorithms = pem_key(pem, config.algorithm)
@@ -194,14 +179,8 @@ class JWTAuthProvider(AuthProvider):
         if self._ring is not None:
             return FixedKeys(self._ring)
         http = Issuer(timeout=config.timeout, allow_http=config.allow_http)
-        return RemoteKeys(
-            config.jwks_url or Metadata(config.issuer or "", http, tools, exact=True),
-            http,
-            tools,
-            algorithms=self._algorithms,
-            policy=KeysPolicy(config.keys_ttl, config.keys_cooldown, config.keys_stale),
-            on_change=changed,
-        )
+        address = config.jwks_url or Metadata(config.issuer or "", http, tools, exact=True)
+        return self._remote_keys(address, http, tools, changed)
 
 
 _SOURCES = ("secret_key", "secret_key_file", "public_key", "public_key_file", "jwks", "jwks_url", "issuer")

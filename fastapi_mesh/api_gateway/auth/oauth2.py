@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from fastapi_mesh.api_gateway.auth.base import AuthProvider, UnknownCredentialError, Verifier
+from fastapi_mesh.api_gateway.auth.base import UnknownCredentialError, Verifier
 from fastapi_mesh.api_gateway.auth.compact import looks_like_jwt
 from fastapi_mesh.api_gateway.auth.http import Issuer
 from fastapi_mesh.api_gateway.auth.introspect import ClientCredentials, Introspector
-from fastapi_mesh.api_gateway.auth.jwks import KeysPolicy, Metadata, RemoteKeys
+from fastapi_mesh.api_gateway.auth.jwks import Metadata
 from fastapi_mesh.api_gateway.auth.jwt import TokenVerifier, rules_of
-from fastapi_mesh.api_gateway.auth.keys import FixedKeys, KeyRing, mixed, ring_of
+from fastapi_mesh.api_gateway.auth.keys import FixedKeys, ring_of
 from fastapi_mesh.api_gateway.auth.settings import secret_of, settings_from
+from fastapi_mesh.api_gateway.auth.token_provider import TokenProvider
 from fastapi_mesh.config.edge.providers import OAuth2AuthConfig
 from fastapi_mesh.exceptions import ConfigurationError
 
@@ -56,7 +57,7 @@ class OAuth2Verifier(Verifier):
         return self._introspector
 
 
-class OAuth2AuthProvider(AuthProvider):
+class OAuth2AuthProvider(TokenProvider[OAuth2AuthConfig]):
     """Bearer tokens of an OAuth 2 or OpenID Connect server.
 
         OAuth2AuthProvider(client_id="gateway", client_secret="...",
@@ -72,8 +73,6 @@ class OAuth2AuthProvider(AuthProvider):
     JWTs are checked here; their `aud` must be `audience`, which is `client_id` unless given. Other tokens are asked
     about, and what is active is remembered for `cache_ttl` seconds, never past its `exp`. Raises ConfigurationError.
     """
-
-    challenge = "Bearer"
 
     def __init__(
         self,
@@ -108,25 +107,12 @@ class OAuth2AuthProvider(AuthProvider):
         given = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
         self._take(settings_from(OAuth2AuthConfig, given, "OAuth2AuthProvider"))
 
-    @classmethod
-    def from_config(cls, config: OAuth2AuthConfig) -> OAuth2AuthProvider:
-        """The provider for settings of a file or of the environment."""
-        provider = cls.__new__(cls)
-        provider._take(config)
-        return provider
-
     def __repr__(self) -> str:
         return f"<OAuth2AuthProvider {self.name!r}, client {self._config.client_id!r}>"
 
     @property
     def settings(self) -> object:
         return (OAuth2AuthProvider, self._config, self._secret)
-
-    def warnings(self) -> list[str]:
-        problems = [] if self._ring is None else self._ring.weaknesses()
-        if self._config.jwks is not None and (problem := mixed(self._config.jwks.get_secret_value())):
-            problems.append(problem)
-        return problems
 
     def security_scheme(self) -> Mapping[str, object]:
         config = self._config
@@ -160,7 +146,7 @@ class OAuth2AuthProvider(AuthProvider):
         self.name = config.name or "oauth2"
         self._secret = secret_of(config.client_secret, config.client_secret_file, "client_secret_file")
         self._algorithms = config.algorithm or ("RS256",)
-        self._ring: KeyRing | None = None
+        self._ring = None
         if config.jwks is not None:
             try:
                 self._ring = ring_of(config.jwks.get_secret_value(), self._algorithms, public=True)
@@ -175,14 +161,7 @@ class OAuth2AuthProvider(AuthProvider):
             return FixedKeys(self._ring)
         address = config.jwks_url or metadata
         assert address is not None, "the settings were checked for one of them"
-        return RemoteKeys(
-            address,
-            http,
-            tools,
-            algorithms=self._algorithms,
-            policy=KeysPolicy(config.keys_ttl, config.keys_cooldown, config.keys_stale),
-            on_change=changed,
-        )
+        return self._remote_keys(address, http, tools, changed)
 
     def _new_introspector(
         self, metadata: Metadata | None, http: Issuer, tools: Tools, rules: ClaimRules
