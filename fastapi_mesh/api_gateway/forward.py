@@ -16,14 +16,13 @@ import logging
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from fastapi_mesh.api_gateway.arrival import Arrivals
 from fastapi_mesh.api_gateway.buffer import is_buffered
 from fastapi_mesh.api_gateway.client import Client
 from fastapi_mesh.api_gateway.exchange import Exchange
-from fastapi_mesh.api_gateway.headers import NO_BODY, RequestNames, read_request
+from fastapi_mesh.api_gateway.headers import NO_BODY
 from fastapi_mesh.api_gateway.observe import UNMATCHED
-from fastapi_mesh.api_gateway.request_id import accept
 from fastapi_mesh.api_gateway.table import Refusal
-from fastapi_mesh.api_gateway.target import strip
 from fastapi_mesh.exceptions import ClientDisconnectedError, InvalidRequestError, MeshError
 
 if TYPE_CHECKING:
@@ -58,23 +57,19 @@ class Forward:
     """Answers requests whose route is known. Needs a started mesh."""
 
     __slots__ = (
+        "_arrivals",
         "_counts",
         "_early",
         "_ending",
-        "_forwarding",
-        "_mesh",
-        "_names",
         "_running",
         "_unsubscribe",
         "_watch",
     )
 
     def __init__(self, mesh: ServiceMesh, *, forwarding: Forwarding, watch: Watch, early: EarlyAnswers) -> None:
-        self._mesh = mesh
-        self._forwarding = forwarding
+        self._arrivals = Arrivals(mesh, forwarding)
         self._watch = watch
         self._early = early
-        self._names = RequestNames()
         self._counts = {"requests": 0, "refused": 0, "disconnected": 0, "truncated": 0, "ended": 0}
         self._running: dict[Client, Response] = {}
         """Answers whose body is on its way."""
@@ -129,12 +124,7 @@ class Forward:
 
     def _request(self, scope: Message, client: Client, route: Route, place: Place) -> Exchange:
         """The request as the service will get it. Raises InvalidRequestError."""
-        path, prefix = place.path, place.prefix
-        if route.strip:
-            prefix += strip(path, route.strip)[0]
-        target = route.target(path, scope["query_string"])
-        head = read_request(scope["headers"], scope["http_version"], self._names, place.authority)
-        origin = self._forwarding.append(head, scope, prefix)
+        head, origin, target = self._arrivals.read(scope, route, place)
         policy = route.policy
         body: bytes | Client = b""
         if head.length == NO_BODY or head.length == 0:
@@ -147,9 +137,7 @@ class Forward:
             if not is_buffered(client) and route.streaming is not None:
                 policy = route.streaming
                 client.pause = policy.idle_timeout
-        context = self._mesh.new_context(route.service, template=route.path, policy=policy)
-        if not context.request_id and origin.trusted:
-            context.request_id = accept(head.request_id)
+        context = self._arrivals.context(route, policy, head, origin)
         return Exchange(place, scope, head, origin, target, body, context)
 
     def _refuse(self, scope: Message, path: str, why: Refusal | InvalidRequestError) -> Response:

@@ -12,11 +12,10 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Protocol
 
-from fastapi_mesh.api_gateway.headers import NO_BODY, RequestNames, read_request
+from fastapi_mesh.api_gateway.arrival import Arrivals
+from fastapi_mesh.api_gateway.headers import NO_BODY
 from fastapi_mesh.api_gateway.observe import UNMATCHED
-from fastapi_mesh.api_gateway.request_id import accept
 from fastapi_mesh.api_gateway.table import Refusal
-from fastapi_mesh.api_gateway.target import strip
 from fastapi_mesh.api_gateway.websocket.closes import RESTART
 from fastapi_mesh.api_gateway.websocket.handshake import Handshake, as_http
 from fastapi_mesh.api_gateway.websocket.refusal import send_refusal
@@ -57,13 +56,12 @@ class WebSockets:
     """Answers the WebSocket scopes of a gateway whose route is known. Needs a started mesh."""
 
     __slots__ = (
+        "_arrivals",
         "_counts",
         "_early",
         "_ending",
-        "_forwarding",
         "_mesh",
         "_meter",
-        "_names",
         "_sessions",
         "_unsubscribe",
     )
@@ -72,10 +70,9 @@ class WebSockets:
         self, mesh: ServiceMesh, *, forwarding: Forwarding, early: EarlyAnswers, meter: SocketMeter | None
     ) -> None:
         self._mesh = mesh
-        self._forwarding = forwarding
+        self._arrivals = Arrivals(mesh, forwarding)
         self._early = early
         self._meter = meter
-        self._names = RequestNames()
         self._counts = {"handshakes": 0, "refused": 0, "opened": 0}
         self._sessions: set[Session] = set()
         self._ending = mesh.life.ending
@@ -155,15 +152,8 @@ class WebSockets:
     def _request(self, scope: Message, route: Route, place: Place) -> Handshake:
         """The handshake as the service will get it. Raises InvalidRequestError."""
         scope = as_http(scope)
-        path, prefix = place.path, place.prefix
-        if route.strip:
-            prefix += strip(path, route.strip)[0]
-        target = route.target(path, scope["query_string"])
-        head = read_request(scope["headers"], scope["http_version"], self._names, place.authority)
+        head, origin, target = self._arrivals.read(scope, route, place)
         if head.length not in (NO_BODY, 0):
             raise InvalidRequestError("a WebSocket's handshake has no body")
-        origin = self._forwarding.append(head, scope, prefix)
-        context = self._mesh.new_context(route.service, template=route.path, policy=route.policy)
-        if not context.request_id and origin.trusted:
-            context.request_id = accept(head.request_id)
+        context = self._arrivals.context(route, route.policy, head, origin)
         return Handshake(place, scope, head, origin, target, b"", context)

@@ -1,0 +1,49 @@
+"""What every request that has a route goes through first, whether it asks for an answer or for a WebSocket."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fastapi_mesh.api_gateway.headers import RequestNames, read_request
+from fastapi_mesh.api_gateway.request_id import accept
+from fastapi_mesh.api_gateway.target import strip
+
+if TYPE_CHECKING:
+    from fastapi_mesh.api_gateway.forwarded import Forwarding, Origin
+    from fastapi_mesh.api_gateway.headers import Head
+    from fastapi_mesh.api_gateway.routes import Route
+    from fastapi_mesh.api_gateway.target import Place
+    from fastapi_mesh.config.policies import CallPolicy
+    from fastapi_mesh.core.context import CallContext
+    from fastapi_mesh.core.instance import Message as Scope
+    from fastapi_mesh.service_mesh.mesh import ServiceMesh
+
+
+class Arrivals:
+    """Checks requests, and says to the service what it may know of the client. Learns names of headers and hosts."""
+
+    __slots__ = ("_forwarding", "_mesh", "_names")
+
+    def __init__(self, mesh: ServiceMesh, forwarding: Forwarding) -> None:
+        self._mesh = mesh
+        self._forwarding = forwarding
+        self._names = RequestNames()
+
+    def read(self, scope: Scope, route: Route, place: Place) -> tuple[Head, Origin, bytes]:
+        """The checked headers with ours added, where the request came from, and the target at the service.
+
+        Raises InvalidRequestError.
+        """
+        path, prefix = place.path, place.prefix
+        if route.strip:
+            prefix += strip(path, route.strip)[0]
+        target = route.target(path, scope["query_string"])
+        head = read_request(scope["headers"], scope["http_version"], self._names, place.authority)
+        return head, self._forwarding.append(head, scope, prefix), target
+
+    def context(self, route: Route, policy: CallPolicy | None, head: Head, origin: Origin) -> CallContext:
+        """The context of the call; a trusted proxy's request id is taken over."""
+        context = self._mesh.new_context(route.service, template=route.path, policy=policy)
+        if not context.request_id and origin.trusted:
+            context.request_id = accept(head.request_id)
+        return context
