@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import datetime
-import logging
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -77,12 +76,3 @@ class Authority:
         context = ssl.create_default_context()
         self._authority.configure_trust(context)
         return context
-
-
-def reset_logging() -> None:
-    """Undo what uvicorn does to its loggers when it serves by itself: other tests count its lines."""
-    for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi"):
-        logger = logging.getLogger(name)
-        logger.handlers.clear()
-        logger.setLevel(logging.NOTSET)
-        logger.propagate = True

@@ -9,7 +9,6 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
 
 import pytest
 from fastapi import FastAPI
@@ -17,16 +16,10 @@ from fastapi import FastAPI
 from fastapi_mesh.api_gateway import APIGateway, listen
 from fastapi_mesh.exceptions import ConfigurationError
 from tests.api_gateway.gateway_support import RawUpstream, parts, request, serving, talk, values
-from tests.api_gateway.standalone_support import reset_logging, standalone, started
+from tests.api_gateway.standalone_support import standalone, started
 from tests.support.process import free_port
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(autouse=True)
-def _logging_as_before() -> Iterator[None]:
-    yield
-    reset_logging()
 
 
 @pytest.mark.spec("S-016", "A12")

@@ -7,7 +7,6 @@ import datetime
 import logging
 import ssl
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,15 +16,9 @@ from fastapi_mesh.api_gateway.tls import Material, check_certificate
 from fastapi_mesh.config.gateway import GatewayConfig
 from fastapi_mesh.exceptions import ConfigurationError
 from tests.api_gateway.gateway_support import RawUpstream, parts, request, values
-from tests.api_gateway.standalone_support import Authority, reset_logging, standalone, started
+from tests.api_gateway.standalone_support import Authority, standalone, started
 
 pytestmark = [pytest.mark.anyio, pytest.mark.spec("S-060", "A14")]
-
-
-@pytest.fixture(autouse=True)
-def _logging_as_before() -> Iterator[None]:
-    yield
-    reset_logging()
 
 
 @pytest.fixture
