@@ -182,8 +182,8 @@ class _StoreFile:
                 emptied = code == sqlite3.SQLITE_ERROR and "no such table" in str(error)
                 if last or not (emptied or code == sqlite3.SQLITE_READONLY_DBMOVED):
                     self.close()
-                    text = str(explained(self.path, error, code)).replace("the registry", "the config store", 1)
-                    raise ConfigStoreError(text) from error
+                    text = explained(self.path, error, code, "the config store")
+                    raise ConfigStoreError(str(text)) from error
                 self.close()
             except OSError as error:
                 raise ConfigStoreError(f"the config store {self.path} can't be reached: {error}") from error

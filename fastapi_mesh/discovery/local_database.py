@@ -33,6 +33,9 @@ _APPLICATION_ID_AT = 68
 SCHEMA_VERSION = 1
 """`PRAGMA user_version`."""
 
+REGISTRY = "the registry"
+"""What this file is called in messages, unless somebody else keeps something in it too."""
+
 BUSY_TIMEOUT = 2.0
 """Seconds that a write waits for other processes' writes; each takes well under a millisecond."""
 
@@ -71,10 +74,10 @@ def identity_of(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def refused(path: Path, why: str) -> ConfigurationError:
+def refused(path: Path, why: str, what: str = REGISTRY) -> ConfigurationError:
     """The error for a file that waiting won't make usable."""
     return ConfigurationError(
-        f"discovery.path: the registry {path} {why}; choose another file with MESH_DISCOVERY__PATH "
+        f"discovery.path: {what} {path} {why}; choose another file with MESH_DISCOVERY__PATH "
         'or discovery_config={"path": ...}'
     )
 
@@ -211,19 +214,19 @@ def move_aside(path: Path, identity: tuple[int, int] | None, error: sqlite3.Erro
         raise refused(path, f"is damaged ({error}) and can't be moved aside: {trouble}") from error
 
 
-def explained(path: Path, error: sqlite3.Error, code: int) -> MeshError:
-    """The error of ours that says what SQLite's means."""
+def explained(path: Path, error: sqlite3.Error, code: int, what: str = REGISTRY) -> MeshError:
+    """The error of ours that says what SQLite's means; `what` is what the caller keeps in the file."""
     if code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return ServiceDiscoveryError(f"the registry {path} is locked by another process: {error}")
+        return ServiceDiscoveryError(f"{what} {path} is locked by another process: {error}")
     if code & 0xFF in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
-        return refused(path, f"can't be written: {error}")
-    return ServiceDiscoveryError(f"the registry {path} failed: {error}")
+        return refused(path, f"can't be written: {error}", what)
+    return ServiceDiscoveryError(f"{what} {path} failed: {error}")
 
 
 @contextlib.contextmanager
 def transaction(connection: sqlite3.Connection, begin: str = "BEGIN IMMEDIATE") -> Iterator[None]:
-    connection.execute(begin)
     """Commit at the end of the block, roll back when it fails."""
+    connection.execute(begin)
     try:
         yield
         connection.execute("COMMIT")
