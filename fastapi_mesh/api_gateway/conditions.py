@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from fastapi_mesh.core.message import Header
 
@@ -25,8 +25,7 @@ class Carries:
         self._headers = _as_bytes(headers, lower=True)
         self._cookies = _as_bytes(cookies or {}, lower=False)
 
-    def __call__(self, received: Iterable[Header]) -> bool:
-        headers = list(received)
+    def __call__(self, headers: Sequence[Header]) -> bool:
         for name, value in self._headers:
             if not any(name == key and value in (None, each) for key, each in headers):
                 return False
