@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from urllib.parse import unquote_plus
 
-from fastapi_mesh.api_gateway.auth.base import FromQuery
 from fastapi_mesh.config.edge.providers import ApiKeyAuthConfig
 from fastapi_mesh.observability.logging import MASK
 
@@ -125,6 +124,8 @@ def new_lines(config: GatewayConfig, providers: Iterable[AuthProvider]) -> Acces
     """The access log of a gateway, None where it is off; it hides the parameters in which `providers` find keys."""
     if config.access_log is None:
         return None
+    from fastapi_mesh.api_gateway.auth.base import FromQuery  # imported late: its package brings all of cryptography
+
     given = [place.name for each in providers for place in each.places if isinstance(place, FromQuery)]
     set_up = [each.api_key_query for each in config.auth.providers if isinstance(each, ApiKeyAuthConfig)]
     return AccessLines(config.access_log, (*given, *(name for name in set_up if name)))

@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fastapi_mesh.api_gateway import health
-from fastapi_mesh.api_gateway.auth.plan import checked_providers
 from fastapi_mesh.api_gateway.circuit_breaker import breakers_of
 from fastapi_mesh.api_gateway.middleware import with_middleware
 from fastapi_mesh.api_gateway.ratelimit.configure import rate_limit_changes
@@ -70,6 +69,8 @@ class SetUpInCode:
 
         They are asked in order, before those of the settings; routes ask for them with `auth_required` or `auth`.
         """
+        from fastapi_mesh.api_gateway.auth.plan import checked_providers  # imported late, as where a gateway opens
+
         self._change(self._code, replace(self._extensions, auth_providers=checked_providers(providers)))
 
     def configure_circuit_breakers(

@@ -7,8 +7,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fastapi_mesh.api_gateway.access_lines import new_lines
-from fastapi_mesh.api_gateway.auth.base import Tools
-from fastapi_mesh.api_gateway.auth.plan import new_plan
 from fastapi_mesh.api_gateway.cache.engine import CacheEngine
 from fastapi_mesh.api_gateway.cache.wiring import ENGINE, new_caching
 from fastapi_mesh.api_gateway.client import Watch
@@ -72,6 +70,8 @@ class Life:
         added: set[str],
         services_changed: Callable[[], object] = lambda: None,
     ) -> None:
+        from fastapi_mesh.api_gateway.auth.base import Tools  # imported late: cryptography costs a node 90 ms
+
         self.mesh = mesh or _private_mesh(discover=config.dynamic_routing)
         self.found = FoundServices(self.mesh, services_changed)
         self._services = Services(self.mesh, apps, added)
@@ -168,6 +168,8 @@ class Life:
         self, config: GatewayConfig, routes: Sequence[Route], extensions: Extensions, lines: AccessLines | None
     ) -> list[tuple[Route, GatewayService, GatewayService]]:
         """Each route with its layers, and those of a WebSocket's handshake."""
+        from fastapi_mesh.api_gateway.auth.plan import new_plan  # imported late, as in `__init__`
+
         limits = rate_limits(config, routes, extensions, self._engines, self.mesh.supervisor, self._meter)
         if not config.dynamic_routing and (
             unknown := unknown_routes(extensions.transformers, (route.path for route in routes))

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 from starlette.middleware import Middleware
 
-from fastapi_mesh.api_gateway.auth import JWTAuthProvider
 from fastapi_mesh.api_gateway.ratelimit.configure import rate_limit_changes
 from fastapi_mesh.config.layers import plain
 from fastapi_mesh.exceptions import ConfigurationError
@@ -87,6 +86,8 @@ class AuthenticationMiddleware(_Spec):
     audience: str | None = None
 
     def changes(self, code: Code, extensions: Extensions) -> tuple[Code, Extensions]:
+        from fastapi_mesh.api_gateway.auth import JWTAuthProvider  # imported late: it brings all of cryptography
+
         provider = JWTAuthProvider(self.jwt_secret, self.jwt_algorithm, issuer=self.issuer, audience=self.audience)
         return code, replace(extensions, middleware_provider=provider)
 
