@@ -20,15 +20,13 @@ from typing import TYPE_CHECKING, cast
 from fastapi_mesh.config.edge.listener import FIXED
 from fastapi_mesh.config.environment import FILE_VARIABLE
 from fastapi_mesh.config.load import stored_gateway_layer
-from fastapi_mesh.configstore.file import FileStore
-from fastapi_mesh.configstore.local import LocalStore
 from fastapi_mesh.configstore.polling import signature, wait_settled
 from fastapi_mesh.exceptions import ConfigStoreError, ConfigurationError
+from fastapi_mesh.service_mesh.backends import Closed, store_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
-    from fastapi_mesh.config.edge.listener import ConfigStoreConfig
     from fastapi_mesh.config.gateway import GatewayConfig
     from fastapi_mesh.config.layers import SettingsLayer
     from fastapi_mesh.configstore.base import ConfigStore, Entry
@@ -112,7 +110,9 @@ class Reloads:
         Raises ConfigurationError when they are not valid; a store that doesn't answer is waited for in the background.
         """
         settings = self._settings.running().config_store
-        self._store = self._given or (None if settings is None else (_new_store(settings), settings.key))
+        self._store = self._given or (
+            None if settings is None else (store_of(settings, None, namespace=settings.namespace), settings.key)
+        )
         if self._store is None:
             return
         store, key = self._store
@@ -147,7 +147,7 @@ class Reloads:
         if tasks:
             await asyncio.gather(*tasks, return_exceptions=True)
         store, self._store, self._entry = self._store, None, None
-        if store is not None and store is not self._given and isinstance(store[0], LocalStore):
+        if store is not None and store is not self._given and isinstance(store[0], Closed):
             await store[0].aclose()
         if self._mesh is not None:
             self._mesh.life.notes.pop(NOTE, None)
@@ -272,10 +272,3 @@ def _with_fixed(config: GatewayConfig, running: GatewayConfig) -> tuple[GatewayC
 
 def _differs(name: str, config: GatewayConfig, other: GatewayConfig) -> bool:
     return bool(getattr(config, name) != getattr(other, name))
-
-
-def _new_store(settings: ConfigStoreConfig) -> ConfigStore:
-    if settings.backend == "file":
-        assert settings.path is not None, "its settings say so"
-        return FileStore(settings.path, poll_interval=settings.poll_interval)
-    return LocalStore(settings.path, namespace=settings.namespace, poll_interval=settings.poll_interval)

@@ -1,33 +1,58 @@
-"""Settings of the backends: where a node finds the others, and makes itself known."""
+"""Settings of the backends: where a node finds the others and makes itself known, and where configuration is kept."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from importlib.metadata import entry_points
 from pathlib import Path  # pydantic needs it at run time
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
-from fastapi_mesh.config.fields import Frozen, Seconds
-from fastapi_mesh.config.later import LaterOption, later, not_yet
+from fastapi_mesh.config.fields import Seconds, shown
+from fastapi_mesh.config.later import not_yet
+from fastapi_mesh.config.problems import suggestion
+from fastapi_mesh.config.servers import ServerSettings
 
-DiscoveryBackend = Literal["local", "static", "memory"]
+BACKENDS = ("local", "static", "memory", "consul", "etcd", "kubernetes", "dns")
+LATER_BACKENDS: tuple[str, ...] = ("consul", "etcd", "kubernetes", "dns")
+ENTRY_POINTS = "fastapi_mesh.discovery"
+"""The group of entry points under which other packages offer backends."""
 
-LATER_BACKENDS = ("consul", "etcd", "kubernetes", "dns")
-
-
-def _available(value: object) -> object:
-    if isinstance(value, str) and value in LATER_BACKENDS:
-        raise ValueError(f"{not_yet(f'{value!r} is')}; use 'local' (one machine), 'static' or services={{...}}")
-    return value
+Plain = str | int | float | bool | None
 
 
-class DiscoveryConfig(Frozen):
+def _backend(name: str) -> str:
+    if name in LATER_BACKENDS:
+        raise ValueError(f"{not_yet(f'{name!r} is')}; use 'local' (one machine), 'static' or services={{...}}")
+    if name in BACKENDS:
+        return name
+    others = entry_points(group=ENTRY_POINTS).names
+    if name not in others:
+        known = (*BACKENDS, *sorted(others))
+        raise ValueError(f"{shown(name)} is none of {', '.join(known)}{suggestion(name, known)}")
+    return name
+
+
+class DiscoveryConfig(ServerSettings):
     """Where instances are found and registered."""
 
-    backend: Annotated[DiscoveryBackend, BeforeValidator(_available)] = Field(
+    OWN: ClassVar[dict[str, tuple[str, ...]]] = {
+        "local": ("path", "lease", "heartbeat", "poll_interval"),
+        "memory": ("lease", "heartbeat"),
+        "static": (),
+        "consul": ("lease", "heartbeat"),
+        "etcd": ("lease", "heartbeat"),
+        "kubernetes": (),
+        "dns": (),
+    }
+    GENERAL: ClassVar[tuple[str, ...]] = ("backend", "chain")
+
+    backend: Annotated[str, AfterValidator(_backend)] = Field(
         default="local",
         description="local: one SQLite file for all processes of this machine. static: only what `services` lists. "
-        "memory: only this process, for tests.",
+        "memory: only this process, for tests. consul, etcd, kubernetes, dns: that server. Or the name of a backend "
+        f"that another package offers (entry point group {ENTRY_POINTS}).",
     )
     path: Path | None = Field(
         default=None,
@@ -42,9 +67,27 @@ class DiscoveryConfig(Frozen):
     poll_interval: Seconds = Field(
         default=0.2, description="Backend local: seconds between two looks at the registry for changes."
     )
-    host: LaterOption = later("host")
-    port: LaterOption = later("port")
-    token: LaterOption = later("token")
+    chain: tuple[DiscoveryConfig, ...] = Field(
+        default=(),
+        description="Further backends; each is asked for services of which those before it know no instance. "
+        "This node registers with the first one that takes registrations.",
+    )
+    options: dict[str, Plain] = Field(
+        default={}, description="Keyword arguments of a backend that another package offers."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _options_of_others(cls, given: object) -> object:
+        """A backend of another package gets what isn't a setting here."""
+        if not isinstance(given, Mapping) or str(given.get("backend", "local")) in BACKENDS:
+            return given
+        foreign = {name: value for name, value in given.items() if name not in cls.model_fields}
+        if not foreign:
+            return given
+        rest = {name: value for name, value in given.items() if name not in foreign}
+        options = given.get("options")
+        return {**rest, "options": {**(options if isinstance(options, Mapping) else {}), **foreign}}
 
     @field_validator("heartbeat")
     @classmethod
@@ -56,3 +99,49 @@ class DiscoveryConfig(Frozen):
                 "so every instance would expire; lower heartbeat or raise lease"
             )
         return heartbeat
+
+
+StoreBackend = Literal["local", "file", "memory", "consul", "etcd", "kubernetes"]
+
+
+class StoreConfig(ServerSettings):
+    """Where configuration is kept that changes while programs run."""
+
+    OWN: ClassVar[dict[str, tuple[str, ...]]] = {
+        "local": ("path", "poll_interval"),
+        "file": ("path", "poll_interval"),
+        "memory": (),
+        "consul": (),
+        "etcd": (),
+        "kubernetes": (),
+    }
+    GENERAL: ClassVar[tuple[str, ...]] = ("backend",)
+
+    backend: StoreBackend | None = Field(
+        default=None,
+        description="local: the SQLite file of the local registry, for all processes of this machine. file: a folder "
+        "with one file per key, such as a mounted ConfigMap. memory: only this process. consul, etcd, kubernetes: that "
+        "server. None: as `discovery`, with its settings.",
+    )
+    path: Path | None = Field(
+        default=None,
+        validate_default=True,
+        description="Backend local: the file; None is the local registry's. Backend file: the folder, which it needs.",
+    )
+    poll_interval: Seconds = Field(
+        default=0.25, description="Backends local and file: seconds between two looks for a change."
+    )
+
+    @field_validator("backend")
+    @classmethod
+    def _available(cls, backend: StoreBackend | None) -> StoreBackend | None:
+        if backend in LATER_BACKENDS:
+            raise ValueError(f"{not_yet(f'{backend!r} is')}; use 'local' (one machine) or 'file' (a mounted folder)")
+        return backend
+
+    @field_validator("path")
+    @classmethod
+    def _a_folder_has_a_path(cls, path: Path | None, info: ValidationInfo) -> Path | None:
+        if path is None and info.data.get("backend") == "file":
+            raise ValueError("the backend 'file' needs the folder in which its keys are files")
+        return path

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -134,14 +135,30 @@ def _given(code: Mapping[str, object]) -> dict[str, object]:
 
 
 def _with_discovery(code: Mapping[str, object]) -> dict[str, object]:
-    """Keyword arguments, with the description's `discovery_backend` and `discovery_config` put where they belong."""
+    """Keyword arguments, with the description's `discovery_backend` and `discovery_config` put where they belong.
+
+    Lists of both make a chain.
+    """
     given = _given(code)
     layer = SettingsLayer(given)
-    if (settings := given.pop("discovery_config", None)) is not None:
+    settings, chain = _first(given.pop("discovery_config", None))
+    backend, names = _first(given.pop("discovery_backend", None))
+    if settings is not None:
         layer.put(("discovery",), settings, "")
-    if (backend := given.pop("discovery_backend", None)) is not None:
+    if backend is not None:
         layer.put(("discovery", "backend"), backend, "")
+    if names or chain:
+        tables = itertools.zip_longest(names, chain)
+        further = [{**(table or {}), **({} if name is None else {"backend": name})} for name, table in tables]
+        layer.put(("discovery", "chain"), further, "")
     return given
+
+
+def _first(given: object) -> tuple[object, list[Any]]:
+    """One value, or the first of a list, and the others."""
+    if not isinstance(given, list | tuple):
+        return given, []
+    return (given[0], list(given[1:])) if given else (None, [])
 
 
 def _default_backend(data: Mapping[str, object], env: Mapping[str, str]) -> SettingsLayer:

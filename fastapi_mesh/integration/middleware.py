@@ -19,7 +19,7 @@ from fastapi_mesh.service_mesh.doors import adopt, explain_start
 from fastapi_mesh.service_mesh.mesh import ServiceMesh
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -71,8 +71,8 @@ class ServiceMeshMiddleware:
         address: str | None = None,
         port: int | None = None,
         services: Mapping[str, ServiceTarget] | None = None,
-        discovery_backend: str | None = None,
-        discovery_config: Mapping[str, object] | None = None,
+        discovery_backend: str | Sequence[str] | None = None,
+        discovery_config: Mapping[str, object] | Sequence[Mapping[str, object]] | None = None,
         config_file: str | None = None,
         metrics_path: str | None = None,
         health_path: str | None = None,

@@ -20,6 +20,7 @@ from fastapi_mesh.core.events import Observers
 from fastapi_mesh.core.tasks import Supervisor
 from fastapi_mesh.exceptions import ConfigurationError, ServiceDiscoveryError
 from fastapi_mesh.health.checks import HealthChecks
+from fastapi_mesh.health.probe import Probes
 from fastapi_mesh.layers.resolve import FIRST_SNAPSHOT
 from fastapi_mesh.observability.event_log import log_changes
 from fastapi_mesh.service_mesh.calls import (
@@ -86,8 +87,9 @@ class ServiceMesh:
             profile = await mesh.call_service("profile-service", "/profiles/{}", 3)
 
     `services` are fixed instances, looked up before discovery: a URL, several, or an ASGI application that is called
-    in this process without a socket. `default_policy` and `policies` are ServicePolicy objects. `discovery` is a
-    backend of your own instead of `discovery_backend`; `wire`, `clock` and `observers` are for tests and extensions.
+    in this process without a socket. `default_policy` and `policies` are ServicePolicy objects. `discovery_backend`
+    and `discovery_config` say where others are found; lists of both are asked in turn. `discovery` is a backend of your
+    own instead, or several; `wire`, `clock` and `observers` are for tests and extensions.
     """
 
     def __init__(
@@ -99,9 +101,9 @@ class ServiceMesh:
         address: str | None = None,
         port: int | None = None,
         services: Mapping[str, ServiceTarget] | None = None,
-        discovery_backend: str | None = None,
-        discovery_config: Mapping[str, object] | None = None,
-        discovery: Discovery | None = None,
+        discovery_backend: str | Sequence[str] | None = None,
+        discovery_config: Mapping[str, object] | Sequence[Mapping[str, object]] | None = None,
+        discovery: Discovery | Sequence[Discovery] | None = None,
         default_policy: ServicePolicy | None = None,
         policies: Mapping[str, ServicePolicy] | None = None,
         config: MeshConfig | None = None,
@@ -181,7 +183,10 @@ class ServiceMesh:
         for name, target in fixed.items():
             if name not in plain:
                 self.add_service(name, target)
-        self.states = StateTable(self._sources.directory, self.policies, clock=self.clock, observer=self.observers)
+        self.probes = Probes(self._wire, self.supervisor, clock=self.clock, observer=self.observers)
+        self.states = StateTable(
+            self._sources.directory, self.policies, clock=self.clock, observer=self.observers, probes=self.probes
+        )
         self.stack = Stack(self._wire, Parts(self.clock, self.observers, self.service_name, self.tracing))
         self._caller = Caller(self.send, clock=self.clock)
         decorators = Decorators(self)
@@ -531,7 +536,7 @@ class ServiceMesh:
     @property
     def finds_services(self) -> bool:
         """Whether there is a registry, which may know services that nobody gave."""
-        return self._sources.backend is not None
+        return bool(self._sources.backends)
 
     @property
     def lists_services(self) -> bool:

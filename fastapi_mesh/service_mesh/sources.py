@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 from fastapi_mesh.core.instance import Instance
@@ -12,12 +13,10 @@ from fastapi_mesh.discovery.address import best_listener, own_listeners
 from fastapi_mesh.discovery.base import ServiceList
 from fastapi_mesh.discovery.chained import ChainedDiscovery
 from fastapi_mesh.discovery.directory import Directory
-from fastapi_mesh.discovery.hosts import HostNames
-from fastapi_mesh.discovery.local import LocalRegistry
-from fastapi_mesh.discovery.memory import MemoryRegistry
 from fastapi_mesh.discovery.registration import OwnRegistrations
 from fastapi_mesh.discovery.static import StaticDiscovery
 from fastapi_mesh.exceptions import ConfigurationError, ServiceDiscoveryError
+from fastapi_mesh.service_mesh.backends import Closed, Opened, Surroundings, discoveries_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -44,7 +43,7 @@ class Sources:
     def __init__(
         self,
         config: MeshConfig,
-        discovery: Discovery | None,
+        discovery: Discovery | Sequence[Discovery] | None,
         *,
         supervisor: Supervisor,
         clock: Clock,
@@ -57,12 +56,14 @@ class Sources:
         self._lifespans: list[AsgiLifespan] = []
         self._open = False
         self.static = StaticDiscovery()
-        self.backend = discovery if discovery is not None else _backend(config, clock)
-        sources = [self.static] if self.backend is None else [self.static, self.backend]
-        self.chain = ChainedDiscovery(sources, supervisor=supervisor)
+        if discovery is None:
+            self.backends = discoveries_of(config, Surroundings(config.namespace, clock, supervisor))
+        else:
+            self.backends = list(discovery) if isinstance(discovery, Sequence) else [discovery]
+        self.chain = ChainedDiscovery([self.static, *self.backends], supervisor=supervisor)
         self.directory = Directory(self.chain, supervisor, observer=observer, clock=clock)
         self._own: OwnRegistrations | None = None
-        registrar = _registrar(self.backend)
+        registrar = _registrar(self.backends)
         if registrar is not None:
             self._own = OwnRegistrations(registrar, supervisor, clock=clock)
         for name, urls in config.services.items():
@@ -71,7 +72,7 @@ class Sources:
     @property
     def lists_services(self) -> bool:
         """Whether every source can say which services it knows."""
-        return self.backend is None or isinstance(self.backend, ServiceList)
+        return all(isinstance(each, ServiceList) for each in self.backends)
 
     def add(self, name: str, targets: Targets) -> None:
         """Fixed instances of `name`; replaces those given before. An application's lifespan runs with the mesh's."""
@@ -87,17 +88,18 @@ class Sources:
         """Open the backend and run the lifespans of in-process applications. Raises ConfigurationError for what
         waiting can't mend; a registry that does not answer is waited for in the background.
         """
-        backend = self.backend
-        if isinstance(backend, LocalRegistry):
-            life.push_async_callback(backend.aclose)
+        for backend in self.backends:
+            if isinstance(backend, Closed):
+                life.push_async_callback(backend.aclose)
         life.push_async_callback(self.directory.aclose)  # the watches end before what they watch
-        if isinstance(backend, LocalRegistry):
-            try:
-                await backend.open()
-            except ServiceDiscoveryError as error:
-                if self._config.start_policy == "fail":
-                    raise
-                logger.warning("the registry does not answer yet (%s); starting without it", error)
+        for backend in self.backends:
+            if isinstance(backend, Opened):
+                try:
+                    await backend.open()
+                except ServiceDiscoveryError as error:
+                    if self._config.start_policy == "fail":
+                        raise
+                    logger.warning("the registry does not answer yet (%s); starting without it", error)
         for lifespan in self._lifespans:
             life.push_async_callback(lifespan.stop)
             await lifespan.start()
@@ -169,31 +171,9 @@ class Sources:
             await self._own.withdraw_all()
 
 
-def _backend(config: MeshConfig, clock: Clock) -> Discovery | None:
-    if not config.enabled:
-        return HostNames()
-    if not config.enable_service_discovery:
-        return None
-    settings = config.discovery
-    match settings.backend:
-        case "local":
-            return LocalRegistry(
-                settings.path,
-                namespace=config.namespace,
-                lease=settings.lease,
-                heartbeat=settings.heartbeat,
-                poll_interval=settings.poll_interval,
-                clock=clock,
-            )
-        case "memory":
-            return MemoryRegistry(lease=settings.lease, heartbeat=settings.heartbeat, clock=clock)
-        case "static":
-            return None
-
-
-def _registrar(backend: Discovery | None) -> Registrar | None:
-    """A backend that can register too has a `register` method."""
-    return cast("Registrar", backend) if hasattr(backend, "register") else None
+def _registrar(backends: Sequence[Discovery]) -> Registrar | None:
+    """The first backend that can register too: it has a `register` method."""
+    return next((cast("Registrar", each) for each in backends if hasattr(each, "register")), None)
 
 
 async def _own_port() -> int:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json as jsonlib
 import ssl
-from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -28,9 +27,10 @@ from fastapi_mesh.exceptions import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 
     from fastapi_mesh.core.context import CallContext
+    from fastapi_mesh.core.control import Parameters
     from fastapi_mesh.core.message import ByteStream, Header, Response
 
 __all__ = [
@@ -204,11 +204,6 @@ class ControlResponse(NamedTuple):
             raise UpstreamProtocolError(f"the answer is no JSON: {error}", request_sent=True) from error
 
 
-Scalar = str | int | float | bool | None
-Parameters = Mapping[str, Scalar | Sequence[Scalar]] | list[tuple[str, Scalar]]
-"""The query of a request, as pairs."""
-
-
 class ControlClient:
     """Plain HTTP calls to a control plane (a registry, a configuration store, an issuer), outside of the mesh.
 
@@ -237,7 +232,7 @@ class ControlClient:
         self._max_connections = max_connections
         self._made: httpx2.AsyncClient | None = None
 
-    async def request(
+    async def request(  # noqa: PLR0913  # what a request consists of
         self,
         method: str,
         path: str,
@@ -245,15 +240,16 @@ class ControlClient:
         params: Parameters | None = None,
         json: object = None,
         form: Mapping[str, str] | None = None,
+        content: bytes | None = None,
         headers: Mapping[str, str] | None = None,
         timeout: float | None = None,
     ) -> ControlResponse:
-        """Send one request and read the whole answer; the body is `json`, or `form`, unless both are None."""
+        """Send one request and read the whole answer; its body is `json`, `form` or `content`, if one is given."""
         client = self._client()
         limit = self._timeout if timeout is None else timeout
         try:
             async with client.stream(
-                method, path, params=params, json=json, data=form, headers=headers, timeout=limit
+                method, path, params=params, json=json, data=form, content=content, headers=headers, timeout=limit
             ) as answer:
                 content = await self._content(answer)
         except httpx2.HTTPError as error:

@@ -40,8 +40,7 @@ def test_a_gateway_looks_at_its_own_names_only() -> None:
 
 
 def test_an_option_of_a_later_version_is_a_known_name_and_refused() -> None:
-    assert mesh_problems({"MESH_ENABLE_MTLS": "true", "MESH_DISCOVERY__TOKEN": "s3cret"}, strict=True) == [
-        "discovery.token (MESH_DISCOVERY__TOKEN): a registry on the network is not part of this version (0.1)",
+    assert mesh_problems({"MESH_ENABLE_MTLS": "true"}, strict=True) == [
         "enable_mtls (MESH_ENABLE_MTLS): mutual TLS is not part of this version (0.1)",
     ]
     name = "MESH_GATEWAY__SERVICES__USERS__HEALTH_CHECK"

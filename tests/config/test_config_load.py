@@ -98,11 +98,15 @@ def test_discovery_can_be_named_as_the_description_does(tmp_path: Path) -> None:
     config = load_mesh_config(env={}, discovery_backend="local", discovery_config={"path": path, "lease": 30})
 
     assert (config.discovery.backend, config.discovery.path, config.discovery.lease) == ("local", path, 30)
-    assert mesh_problems(discovery_backend="consul", discovery_config={"host": "c.example", "port": 8500}) == [
-        f"discovery.backend: 'consul' is not part of this version (0.1); {BACKENDS}",
-        "discovery.host: a registry on the network is not part of this version (0.1)",
-        "discovery.port: a registry on the network is not part of this version (0.1)",
-    ]
+
+
+def test_lists_of_backends_and_their_settings_make_a_chain() -> None:
+    config = load_mesh_config(
+        env={}, discovery_backend=["local", "memory", "static"], discovery_config=[{"lease": 30}, {"lease": 40}]
+    )
+
+    assert (config.discovery.backend, config.discovery.lease) == ("local", 30)
+    assert [(each.backend, each.lease) for each in config.discovery.chain] == [("memory", 40), ("static", 15)]
 
 
 @pytest.mark.spec("B39")

@@ -57,7 +57,10 @@ def test_a_backend_of_a_later_version_is_refused_by_name(backend: str) -> None:
 
 def test_a_mistyped_backend_gets_a_suggestion() -> None:
     assert problems_of(MeshConfig, discovery={"backend": "locl"}) == [
-        "discovery.backend: 'locl' is not one of local, static, memory - did you mean 'local'?"
+        (
+            "discovery.backend: 'locl' is none of local, static, memory, consul, etcd, kubernetes, dns "
+            "- did you mean 'local'?"
+        )
     ]
 
 
@@ -80,11 +83,27 @@ def test_identity_is_refused_when_asked_for_and_fine_when_not(option: str, value
         assert getattr(MeshConfig.model_validate({option: off}), option) is None
 
 
-@pytest.mark.parametrize("option", ["host", "port", "token"])
-def test_a_registry_on_the_network_is_refused_without_showing_its_address(option: str) -> None:
-    assert problems_of(MeshConfig, discovery={option: "8500"}) == [
-        f"discovery.{option}: a registry on the network is not part of this version (0.1)"
-    ]
+@pytest.mark.spec("X-53")
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        (
+            {"host": "c.example"},
+            "host: the backend 'local' does not have it; it has heartbeat, lease, path, poll_interval",
+        ),
+        (
+            {"backend": "static", "port": 1},
+            "port: the backend 'static' does not have it; it has no settings of its own",
+        ),
+        (
+            {"chain": [{"backend": "memory", "path": "/x"}]},
+            "chain[0].path: the backend 'memory' does not have it; it has heartbeat, lease",
+        ),
+    ],
+    ids=["host", "static", "chain"],
+)
+def test_a_setting_that_the_backend_does_not_have_is_refused(settings: dict[str, object], line: str) -> None:
+    assert problems_of(MeshConfig, discovery=settings) == [f"discovery.{line}"]
 
 
 def test_a_heartbeat_must_be_shorter_than_the_lease_also_when_only_one_was_set() -> None:

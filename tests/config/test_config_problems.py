@@ -9,10 +9,9 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from fastapi_mesh.config.fields import Frozen, Seconds, ServiceName, shown
 from fastapi_mesh.config.gateway import GatewayConfig
-from fastapi_mesh.config.later import LATER, refuse_unavailable
 from fastapi_mesh.config.mesh import MeshConfig
 from fastapi_mesh.config.problems import explain, path_of, suggestion
-from tests.config.config_support import problems_of, refused
+from tests.config.config_support import problems_of
 
 pytestmark = pytest.mark.spec("X-53")
 
@@ -229,21 +228,3 @@ def test_paths_below_any_type_are_explained() -> None:
     assert explain(caught.value, nodes, prefix=("nodes",)) == [
         "nodes.a.drain_dealy: unknown key - did you mean 'drain_delay'?"
     ]
-
-
-def test_refuse_unavailable_names_every_option_that_is_on() -> None:
-    error = refused(
-        lambda: refuse_unavailable(
-            {"enable_mtls": True, "cert_path": None, "key_path": False, "token": "x", "nothing_known": 1}
-        )
-    )
-
-    assert error.problems == (
-        "enable_mtls: mutual TLS is not part of this version (0.1)",
-        "token: a registry on the network is not part of this version (0.1)",
-        "nothing_known: this option is not part of this version (0.1)",
-    )
-
-
-def test_refuse_unavailable_is_silent_about_options_that_are_off() -> None:
-    refuse_unavailable(dict.fromkeys(LATER, False))

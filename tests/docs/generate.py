@@ -117,7 +117,7 @@ def _describe(
         if _is_refused(field) and len(places) == 1:
             refused.append(".".join((*path[1:], key)))
         nested, shape = _model_in(field.annotation)
-        if nested is not None:
+        if nested is not None and nested is not model:  # a chain has the settings of its first
             _describe(nested, (*path, f"{key}{shape}"), described, refused)
 
 

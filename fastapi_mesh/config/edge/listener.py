@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, field_validator
 
+from fastapi_mesh.config.backends import StoreBackend, StoreConfig
 from fastapi_mesh.config.fields import Count, Frozen, Host, ListenPort, NotBool, Port, Problems, Seconds, ServiceName
-from fastapi_mesh.config.later import not_yet
-
-LATER_STORES = ("consul", "etcd", "kubernetes")
-
-
-def _available(value: object) -> object:
-    if isinstance(value, str) and value in LATER_STORES:
-        raise ValueError(f"{not_yet(f'{value!r} is')}; use 'local' (one machine) or 'file' (a mounted folder)")
-    return value
 
 
 def _store_key(value: str) -> str:
@@ -29,32 +21,19 @@ def _store_key(value: str) -> str:
 StoreKey = Annotated[str, AfterValidator(_store_key)]
 
 
-class ConfigStoreConfig(Frozen):
+class ConfigStoreConfig(StoreConfig):
     """Where a gateway finds settings that are changed while it runs."""
 
-    backend: Annotated[Literal["local", "file"], BeforeValidator(_available)] = Field(
-        default="local",
-        description="local: the SQLite file of the local registry, for all processes of this machine. file: a folder "
-        "with one file per key, such as a mounted ConfigMap.",
+    GENERAL: ClassVar[tuple[str, ...]] = ("backend", "key", "namespace")
+
+    backend: StoreBackend = Field(  # a gateway may have no discovery to take it from
+        default="local", description=StoreConfig.model_fields["backend"].description
     )
     key: StoreKey = Field(
         default="gateway",
         description="The key of the gateway's settings. Its ending says how they are written: .toml, .yaml, else JSON.",
     )
-    path: Path | None = Field(
-        default=None,
-        validate_default=True,
-        description="Backend local: the file; None is the local registry's. Backend file: the folder, which it needs.",
-    )
-    namespace: ServiceName = Field(default="default", description="Backend local: keys are those of this namespace.")
-    poll_interval: Seconds = Field(default=0.25, description="Seconds between two looks for a change.")
-
-    @field_validator("path")
-    @classmethod
-    def _a_folder_has_a_path(cls, path: Path | None, info: ValidationInfo) -> Path | None:
-        if path is None and info.data.get("backend") == "file":
-            raise ValueError("the backend 'file' needs the folder in which its keys are files")
-        return path
+    namespace: ServiceName = Field(default="default", description="Keys are those of this namespace.")
 
 
 class Listener(Frozen):

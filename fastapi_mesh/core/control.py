@@ -1,0 +1,73 @@
+"""The port to control planes that speak HTTP: what a registry or a config store needs of an HTTP client."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+
+    Scalar = str | int | float | bool | None
+    Parameters = Mapping[str, Scalar | Sequence[Scalar]] | list[tuple[str, Scalar]]
+
+
+class ControlAnswer(Protocol):
+    """An answer, whatever its status; header names in lower case."""
+
+    @property
+    def status(self) -> int: ...
+
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+
+    @property
+    def content(self) -> bytes: ...
+
+    def json(self) -> object:
+        """The content as JSON. Raises UpstreamProtocolError when it is none."""
+        ...
+
+
+class Control(Protocol):
+    """A client of one server; `wire.http.ControlClient` is one. Paths start with "/" and are sent as they are.
+
+    Raises UpstreamConnectionError, UpstreamProtocolError and UpstreamTimeoutError; every status is an answer.
+    """
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Parameters | None = None,
+        json: object = None,
+        content: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+    ) -> ControlAnswer:
+        """Send one request, with `json` or `content` as its body, and read the whole answer.
+
+        `timeout` is seconds for each wait of the call, None for the client's own.
+        """
+        ...
+
+    def stream_lines(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Parameters | None = None,
+        json: object = None,
+        headers: Mapping[str, str] | None = None,
+        idle_timeout: float | None = None,
+    ) -> AsyncIterator[str]:
+        """Yield the lines of an answer as they come; a pause over `idle_timeout` seconds is an UpstreamTimeoutError.
+
+        Raises ServiceUnavailableError, with status and body, for an answer that is not 2xx. Close the iterator
+        (`contextlib.aclosing`) to end the watch.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Close every connection. Safe to call twice."""
+        ...
