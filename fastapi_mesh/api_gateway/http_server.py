@@ -162,6 +162,9 @@ class GatewayProtocol(StrictHttpProtocol):
             cycle.keep_alive = False  # what is being answered comes first, and nothing after it
             self.flow.pause_reading()
             return
+        if cycle is not None and not cycle.response_complete:  # it waits for the rest of a body that won't come
+            cycle.disconnected = True
+            cycle.message_event.set()
         _, headers, body = document(status, reason, detail)
         headers = [*self.server_state.default_headers, *headers, (b"connection", b"close")]
         head = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}".encode(), *[b": ".join(each) for each in headers]]

@@ -14,8 +14,9 @@ import pytest
 from fastapi import FastAPI
 
 from fastapi_mesh.api_gateway import APIGateway, listen
+from fastapi_mesh.api_gateway.http_server import Limits, new_protocol
 from fastapi_mesh.exceptions import ConfigurationError
-from tests.api_gateway.gateway_support import RawUpstream, parts, request, serving, talk, values
+from tests.api_gateway.gateway_support import RawUpstream, gateway_to, parts, request, serving, talk, values
 from tests.api_gateway.standalone_support import standalone, started
 from tests.support.process import free_port
 
@@ -278,6 +279,21 @@ async def test_what_is_no_http_is_told_as_a_problem() -> None:
         raw = await talk(port, b"HELO there\r\n\r\n")
 
         assert (parts(raw)[0], values(raw, b"x-mesh-reason")) == (400, [b"invalid-request"])
+
+
+@pytest.mark.parametrize("path", ["/api/x", "/nowhere"])
+async def test_a_body_that_is_no_http_gets_one_answer_and_ends_the_call(
+    path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    chunks = b"3\r\nabc\r\nno chunk\r\n"
+    protocol = new_protocol(Limits(None, 65_536, 30.0, lambda status, reason: None))
+    async with RawUpstream() as upstream, serving(gateway_to(upstream.url), protocol) as port:
+        head = request(f"POST {path}", "Transfer-Encoding: chunked").replace(b"Connection: close\r\n", b"")
+        raw = await talk(port, head + chunks)
+
+        assert (parts(raw)[0], raw.count(b"HTTP/1.1 4")) == (400, 1)
+        assert values(raw, b"x-mesh-reason") == [b"invalid-request"]
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 # The port of its own for metrics
