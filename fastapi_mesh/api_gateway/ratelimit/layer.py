@@ -46,9 +46,13 @@ class RateLimitMeter(Protocol):
 
 
 class RateLimit:
-    """Counts a request in the windows of `limits`. `policy` is the constant header, None to tell clients nothing."""
+    """Counts a request in the windows of `limits`. `policy` is the constant header, None to tell clients nothing.
 
-    __slots__ = ("_engine", "_limits", "_meter", "_policy", "inner")
+    `merges`: two of the windows may have one count (limits of one name, or both of the key "global"), in which a
+    request counts once.
+    """
+
+    __slots__ = ("_engine", "_limits", "_merges", "_meter", "_policy", "inner")
 
     def __init__(
         self,
@@ -58,12 +62,14 @@ class RateLimit:
         engine: RateLimitEngine,
         policy: Header | None,
         meter: RateLimitMeter | None,
+        merges: bool = False,
     ) -> None:
         self.inner = inner
         self._limits = limits
         self._engine = engine
         self._policy = policy
         self._meter = meter
+        self._merges = merges
 
     async def __call__(self, request: Exchange) -> Response:
         charges: list[Charge] = []
@@ -77,6 +83,8 @@ class RateLimit:
                     charges.append((before + identity + after, window, cost))
         if not charges:
             return await self.inner(request)
+        if self._merges:
+            charges = _merged(charges)
         try:
             verdict = await self._engine.charge(charges)
         except StorageUnavailableError:
@@ -119,3 +127,15 @@ class RateLimit:
         if not counted:
             return await self.inner(request)
         return await self._judged(request, self._engine.memory.charge(counted))
+
+
+def _merged(charges: Sequence[Charge]) -> list[Charge]:
+    """Each count once: with the smallest amount that any limit gives it, and the largest cost."""
+    found: dict[str, Charge] = {}
+    for key, window, cost in charges:
+        other = found.get(key)
+        if other is not None:
+            window = other[1] if other[1].amount <= window.amount else window
+            cost = max(cost, other[2])
+        found[key] = (key, window, cost)
+    return list(found.values())

@@ -68,7 +68,7 @@ class RateLimits:
         if own is not None:
             limits.append(self._limit(own, own.name or "route", _scope(own, f"route:{_named(config)}")))
         default = self._default if config.default_rate_limit else None
-        if default is not None and not (own is not None and own.name is not None and own.name == default.name):
+        if default is not None:
             scope = f"route:{_named(config)}" if default.key == "route" else "default"
             limits.append(self._limit(default, default.name or "default", _scope(default, scope)))
         return self._new(inner, tuple(limits))
@@ -80,15 +80,31 @@ class RateLimits:
             return None
         if own.key == "client":
             own = own.model_copy(update={"key": "ip"})
+        # Never a count of `layer`'s: a request goes through both, and would count twice there.
         scope = f"ip:{_named(route.config)}" if own.key == "route" else "ip"
-        return self._new(inner, (self._limit(own, own.name or "ip", _scope(own, scope)),))
+        if own.name is not None:
+            scope = f"ip:name:{own.name}"
+        return self._new(inner, (self._limit(own, own.name or "ip", scope),))
 
     def _new(self, inner: GatewayService, limits: tuple[Limit, ...]) -> RateLimit | None:
         if not limits:
             return None
-        windows = [window for limit in limits for _, window, _ in limit.windows]
-        policy = policy_header(windows) if self._shared.headers else None
-        return RateLimit(inner, limits=limits, engine=self._engine, policy=policy, meter=self._meter)
+        shown: dict[tuple[str, int], Window] = {}
+        for limit in limits:
+            for _, window, _ in limit.windows:
+                other = shown.setdefault((window.name, window.seconds), window)
+                if window.amount < other.amount:
+                    shown[window.name, window.seconds] = window
+        policy = policy_header(shown.values()) if self._shared.headers else None
+        places = [after for limit in limits for _, _, after in limit.windows]
+        return RateLimit(
+            inner,
+            limits=limits,
+            engine=self._engine,
+            policy=policy,
+            meter=self._meter,
+            merges=len(set(places)) < len(places),
+        )
 
     def _limit(self, policy: RateLimitPolicy, name: str, scope: str) -> Limit:
         strategy = policy.strategy or self._shared.strategy

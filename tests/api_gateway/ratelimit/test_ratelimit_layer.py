@@ -294,6 +294,39 @@ async def test_routes_are_counted_apart_unless_their_limits_have_one_name() -> N
     assert [await gateway.passed(2, route) for route in range(6)] == [2, 2, 2, 1, 2, 1]
 
 
+@pytest.mark.parametrize(
+    "shared", [{"key": "global"}, {"key": "route"}, {"name": "plan"}, {"name": "plan", "key": "ip"}], ids=str
+)
+async def test_a_request_counts_once_where_two_of_its_limits_have_one_count(shared: dict[str, str]) -> None:
+    route = {"path": "/a", "service": "a", "rate_limit": {"limit": "6/hour", **shared}}
+    gateway = Gateway([route], rate_limit={"limit": "100/hour", **shared})
+    stricter = Gateway([route], rate_limit={"limit": "4/hour", **shared})
+    mixed = Gateway([route], rate_limit={"limit": "100/hour", **shared, "key": "client"})
+
+    assert await gateway.passed(10) == 6
+    assert await stricter.passed(10) == 4
+    assert await mixed.passed(10) == 6
+
+
+async def test_limits_of_one_name_all_apply() -> None:
+    gateway = Gateway(
+        [{"path": "/a", "service": "a", "rate_limit": {"limit": "5/minute", "name": "plan"}}],
+        rate_limit={"limit": "3/hour;9/minute", "name": "plan"},
+    )
+
+    headers = dict((await gateway.send()).headers)
+
+    assert headers[b"ratelimit-policy"] == b'"plan";q=5;w=60, "plan-3600";q=3;w=3600, "plan-60";q=9;w=60'
+    assert await gateway.passed(10) == 2
+
+
+@pytest.mark.parametrize("shared", [{"key": "global"}, {"name": "plan"}], ids=str)
+async def test_a_limit_by_address_shares_no_count_with_those_behind_it(shared: dict[str, str]) -> None:
+    gateway = Gateway(rate_limit={"limit": "6/hour", **shared}, ip_rate_limit={"limit": "100/hour", **shared})
+
+    assert await gateway.passed(10) == 6
+
+
 async def test_routes_that_differ_in_what_they_match_are_counted_apart() -> None:
     place = {"path": "/a", "service": "a", "rate_limit": "3/hour"}
     gateway = Gateway([{**place, "host": "one.example"}, {**place, "host": "two.example"}])
