@@ -1,6 +1,7 @@
 """A service mesh and API gateway in process for FastAPI: the public names, and nothing else."""
 
-from fastapi_mesh.api_gateway import APIGateway
+from typing import TYPE_CHECKING
+
 from fastapi_mesh.config.policies import (
     BalancingPolicy,
     BreakerPolicy,
@@ -23,6 +24,9 @@ from fastapi_mesh.exceptions import (
 )
 from fastapi_mesh.integration import Mesh, ServiceMeshMiddleware, get_service_mesh
 from fastapi_mesh.service_mesh import ServiceMesh, circuit_breaker, retry_policy, trace_calls
+
+if TYPE_CHECKING:
+    from fastapi_mesh.api_gateway import APIGateway
 
 __all__ = [
     "APIGateway",
@@ -50,3 +54,16 @@ __all__ = [
     "retry_policy",
     "trace_calls",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """A gateway is imported when it is asked for: a node has none, and it is half of what importing all would cost."""
+    if name == "APIGateway":
+        from fastapi_mesh.api_gateway import APIGateway
+
+        return APIGateway
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -22,7 +22,7 @@ from fastapi_mesh.api_gateway.router import GatewayRouter
 from fastapi_mesh.api_gateway.routes import new_table
 from fastapi_mesh.api_gateway.server import Standalone, warn_of_unused
 from fastapi_mesh.api_gateway.target import locate
-from fastapi_mesh.config.compat import changed_routes, routes_from_description, services_from_description
+from fastapi_mesh.config.compat_gateway import changed_routes, routes_from_description, services_from_description
 from fastapi_mesh.config.later import missing_attribute
 from fastapi_mesh.config.load import load_gateway_config
 from fastapi_mesh.exceptions import ConfigurationError

@@ -1,4 +1,6 @@
-"""The product description's shapes of settings, turned into ours: the only place that reads dicts by their keys."""
+"""The product description's shapes of settings, turned into ours: this and compat_gateway are the only places that read
+dicts by their keys.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from fastapi_mesh.config.fields import Frozen, Seconds, ServiceName
-from fastapi_mesh.config.gateway import GatewayServiceConfig, RouteConfig, Routes
+from fastapi_mesh.config.fields import Seconds, ServiceName
 from fastapi_mesh.config.later import LaterOption, later
 from fastapi_mesh.config.layers import SettingsLayer, plain
 from fastapi_mesh.config.overlay import with_section
@@ -25,12 +26,10 @@ if TYPE_CHECKING:
 __all__ = [
     "balancing_policies",
     "breaker_policies",
-    "changed_routes",
     "from_config_map",
     "get_protocol_config",
+    "read",
     "retry_policies",
-    "routes_from_description",
-    "services_from_description",
     "with_section",
 ]
 
@@ -53,46 +52,6 @@ class _Balancing(BalancingPolicy, defer_build=True):
     session_affinity_header: LaterOption = later("session_affinity_header")
 
 
-class _RouteList(Frozen, defer_build=True):
-    """Routes that were given together."""
-
-    routes: Routes
-
-
-def routes_from_description(
-    given: Iterable[Mapping[str, object] | RouteConfig], source: str = "configure_routes"
-) -> tuple[RouteConfig, ...]:
-    """`[{"path": "/api/v1/users/*", "service": "user-service", "methods": ["GET"]}]`. Raises ConfigurationError."""
-    return _read(_RouteList, {"routes": given}, source).routes
-
-
-def changed_routes(
-    routes: Iterable[RouteConfig], which: str, changes: Mapping[str, object], source: str = "change_route"
-) -> tuple[RouteConfig, ...]:
-    """`routes` with some settings of the one at path `which` changed; None is a setting's default.
-
-    Raises ConfigurationError.
-    """
-    routes = list(routes)
-    places = [index for index, route in enumerate(routes) if which in (route.path, getattr(route, "name", None))]
-    if len(places) != 1:
-        known = [route.path for route in routes]
-        text = f"several routes have the path {which!r}" if places else f"no route {which!r}{suggestion(which, known)}"
-        raise ConfigurationError(f"{source}: {text}")
-    given = {**routes[places[0]].model_dump(exclude_unset=True), **changes}
-    data: list[object] = list(routes)
-    unset = {name for name, value in changes.items() if value is None and name in RouteConfig.model_fields}
-    data[places[0]] = {name: value for name, value in given.items() if name not in unset}
-    return routes_from_description(data, source)  # type: ignore[arg-type]  # they are checked there
-
-
-def services_from_description(
-    given: Mapping[str, object], source: str = "configure_services"
-) -> dict[str, GatewayServiceConfig]:
-    """`{"user-service": {"instances": [url, ...], "load_balancing": "round_robin"}}`, or just a URL or list of them."""
-    return _read(dict[ServiceName, GatewayServiceConfig], given, source)
-
-
 def breaker_policies(
     given: Mapping[str, object], source: str = "configure_circuit_breakers"
 ) -> dict[str, dict[str, Section]]:
@@ -102,7 +61,7 @@ def breaker_policies(
     `timeout` is the limit of each attempt, in seconds.
     """
     sections: dict[str, dict[str, Section]] = {}
-    for service, breaker in _read(dict[ServiceName, _Breaker], given, source).items():
+    for service, breaker in read(dict[ServiceName, _Breaker], given, source).items():
         own = breaker.model_dump(exclude={"timeout"}, exclude_unset=True)
         sections[service] = {"circuit_breaker": BreakerPolicy.model_validate(own)}
         if breaker.timeout is not None:
@@ -115,7 +74,7 @@ def retry_policies(given: Mapping[str, object], source: str = "configure_retry_p
 
     A `max_delay` that isn't given is ten times `base_delay`, at least the default.
     """
-    policies = _read(dict[ServiceName, RetryPolicy], given, source)
+    policies = read(dict[ServiceName, RetryPolicy], given, source)
     for service, policy in policies.items():
         if "base_delay" in policy.model_fields_set and "max_delay" not in policy.model_fields_set:
             longest = max(policy.max_delay, 10 * policy.base_delay)
@@ -129,11 +88,12 @@ def balancing_policies(
     """`{"order-service": {"strategy": "least_connections", "weights": {"order-service-1": 2.0}}}`."""
     return {
         service: BalancingPolicy(strategy=each.strategy, weights=each.weights)
-        for service, each in _read(dict[ServiceName, _Balancing], given, source).items()
+        for service, each in read(dict[ServiceName, _Balancing], given, source).items()
     }
 
 
-def _read(kind: type[T], given: object, source: str) -> T:
+def read(kind: type[T], given: object, source: str) -> T:
+    """`given`, told as `source`, as settings of `kind`. Raises ConfigurationError."""
     try:
         return TypeAdapter(kind).validate_python(plain(given))
     except ValidationError as error:

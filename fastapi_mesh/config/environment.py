@@ -10,7 +10,6 @@ import json
 import re
 from typing import TYPE_CHECKING
 
-from fastapi_mesh.config.gateway import GatewayConfig
 from fastapi_mesh.config.later import is_off
 from fastapi_mesh.config.layers import SettingsLayer
 from fastapi_mesh.config.mesh import MeshConfig
@@ -69,6 +68,8 @@ def mesh_variables(env: Mapping[str, str], known: Mapping[str, object]) -> tuple
 
 def gateway_variables(env: Mapping[str, str], known: Mapping[str, object]) -> tuple[SettingsLayer, list[str]]:
     """What MESH_GATEWAY__* say for a gateway, and a line for each name that means nothing."""
+    from fastapi_mesh.config.gateway import GatewayConfig  # imported late: a node without a gateway needs none of it
+
     names = [name for name in env if name.startswith(GATEWAY_PREFIX)]
     return _variables(env, names, GATEWAY_PREFIX, GatewayConfig, known)
 
@@ -92,7 +93,7 @@ def _variables(
         if wrong:
             unknown.append(wrong)
         elif value := _given(env, name):
-            if model is GatewayConfig and len(location) == 2 and location[0] == "services" and value[0] != "{":
+            if prefix == GATEWAY_PREFIX and len(location) == 2 and location[0] == "services" and value[0] != "{":
                 location = (*location, "instances")  # a service's URLs stand for its table
             elif location[-1:] in (("rate_limit",), ("ip_rate_limit",)) and value[0] != "{" and not is_off(value):
                 location = (*location, "limit")  # a limit's text likewise

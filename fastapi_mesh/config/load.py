@@ -12,17 +12,17 @@ from pydantic import BaseModel, ValidationError
 from fastapi_mesh.config import environment
 from fastapi_mesh.config.compat import CONFIG_MAP_TABLE, from_config_map
 from fastapi_mesh.config.files import read_file, read_text
-from fastapi_mesh.config.gateway import GatewayConfig
 from fastapi_mesh.config.later import is_off
 from fastapi_mesh.config.layers import SettingsLayer, merged, origin_in, plain
 from fastapi_mesh.config.mesh import MeshConfig
 from fastapi_mesh.config.problems import explain, line
-from fastapi_mesh.config.routes import unknown_service
 from fastapi_mesh.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from os import PathLike
+
+    from fastapi_mesh.config.gateway import GatewayConfig
 
     File = str | PathLike[str]
 
@@ -88,6 +88,8 @@ def load_gateway_config(
     With `discoverable=False` a route to a service that neither `services` nor `known_services` names is a problem.
     Everything else is as in `load_mesh_config`.
     """
+    from fastapi_mesh.config.gateway import GatewayConfig  # imported late: a node without a gateway needs none of it
+
     env = os.environ if env is None else env
     in_file, source = _file_layer(file, env, _gateway_part)
     in_code = SettingsLayer(_given({**(settings or {}), **code}))
@@ -221,6 +223,8 @@ def _spread_urls(layer: SettingsLayer) -> None:
 
 def _unknown_services(layers: Sequence[SettingsLayer], known_services: Iterable[str]) -> list[str]:
     """Looks at the raw settings, so that these problems are told together with all others."""
+    from fastapi_mesh.config.routes import unknown_service
+
     data = merged(layers)
     services, routes = data.get("services"), data.get("routes")
     known = {*known_services, *(services if isinstance(services, dict) else ())}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fastapi_mesh.api_gateway.choice import Conditions
 from fastapi_mesh.api_gateway.routes import new_table
 from fastapi_mesh.api_gateway.table import Entry, Refusal, RouteTable
-from fastapi_mesh.config.compat import routes_from_description
+from fastapi_mesh.config.compat_gateway import routes_from_description
 from fastapi_mesh.config.edge.routing import ValueMatch
 from fastapi_mesh.exceptions import ConfigurationError
 

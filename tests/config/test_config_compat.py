@@ -12,10 +12,9 @@ from fastapi_mesh.config.compat import (
     breaker_policies,
     get_protocol_config,
     retry_policies,
-    routes_from_description,
-    services_from_description,
     with_section,
 )
+from fastapi_mesh.config.compat_gateway import routes_from_description, services_from_description
 from fastapi_mesh.config.gateway import GatewayServiceConfig, RouteConfig
 from fastapi_mesh.config.load import load_gateway_config, load_mesh_config
 from fastapi_mesh.config.policies import (
