@@ -2,7 +2,8 @@
 
 Only the transport peer's address is a fact. What it says about others is believed if the peer is a trusted proxy: then
 we add ourselves to its lists (`X-Forwarded-For`, `Forwarded`) and keep what it says of the original request
-(`X-Forwarded-Proto`, `-Host`; `-Prefix` grows by ours). Anybody else's forwarding headers are replaced.
+(`X-Forwarded-Proto`, `-Host`; `-Prefix` grows by ours; `X-Real-IP` and its like pass). Anybody else's forwarding headers
+are replaced, and those that we don't write are dropped.
 
 What `Forwarded` says of client and protocol counts where the proxy sends no `X-Forwarded-*`: one that writes only those
 may pass on a `Forwarded` that the client has made up.
@@ -14,6 +15,7 @@ import logging
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import TYPE_CHECKING
 
+from fastapi_mesh.api_gateway.headers import RELATED
 from fastapi_mesh.api_gateway.nodes import address_of, read_forwarded
 
 if TYPE_CHECKING:
@@ -123,6 +125,8 @@ class Forwarding:
         chain: bytes | None = None
         if received is not None and peer.trusted:
             for name, value in received:
+                if name in RELATED:
+                    headers.append((name, value))
                 said[name] = said[name] + b", " + value if name in said else value
         element = peer.node + b';host="' + host + b'";proto=' + proto
         if said:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from fastapi_mesh.api_gateway.forwarded import Forwarding
 from fastapi_mesh.api_gateway.headers import RequestNames, read_request
 from fastapi_mesh.api_gateway.nodes import address_of, read_forwarded
+from fastapi_mesh.exceptions import InvalidRequestError
 
 pytestmark = pytest.mark.spec("X-22", "B14")
 
@@ -66,6 +67,40 @@ def test_a_trusted_proxys_word_is_kept_and_its_lists_grow() -> None:
         b"forwarded": b'for=6.6.6.6;proto=https, for=10.1.2.3;host="gw:80";proto=http',
         b"via": b"1.1 fastapi-mesh",
     }
+
+
+RELATED = (
+    (b"x-real-ip", b"6.6.6.6"),
+    (b"x-forwarded-port", b"444"),
+    (b"x-forwarded-scheme", b"https"),
+    (b"x-forwarded-server", b"evil"),
+    (b"x-forwarded-ssl", b"on"),
+)
+
+
+def test_what_else_says_something_of_a_client_passes_from_a_trusted_proxy_only() -> None:
+    forwarding = Forwarding(["10.0.0.0/8"])
+
+    _, kept = forwarded(forwarding, "10.1.2.3", *RELATED)
+    _, dropped = forwarded(forwarding, "11.1.2.3", *RELATED)
+
+    assert set(RELATED) <= set(kept.items())
+    assert not {name for name, _ in RELATED} & set(dropped)
+    head = read_request([(b"host", b"gw"), (b"connection", b"X-Real-IP"), *RELATED], "1.1", RequestNames())
+    assert head.headers == [(b"host", b"gw")], "and they go no other way"
+    with pytest.raises(InvalidRequestError, match="x_real_ip"):
+        read_request([(b"host", b"gw"), (b"x_real_ip", b"6.6.6.6")], "1.1", RequestNames())
+
+
+def test_beside_other_words_of_a_proxy_forwarded_alone_is_not_believed() -> None:
+    head = read_request(
+        [(b"host", b"gw"), RELATED[0], (b"forwarded", b"for=6.6.6.6;proto=https")], "1.1", RequestNames()
+    )
+    scope = {"client": ("10.1.2.3", 5), "scheme": "http", "http_version": "1.1"}
+
+    origin = Forwarding(["10.0.0.0/8"]).append(head, scope, b"")
+
+    assert (origin.address, origin.scheme) == ("10.1.2.3", "http")
 
 
 def test_somebody_outside_of_the_trusted_networks_is_not_believed() -> None:
