@@ -2,7 +2,7 @@
 
 Only the transport peer's address is a fact. What it says about others is believed if the peer is a trusted proxy: then
 we add ourselves to its lists (`X-Forwarded-For`, `Forwarded`) and keep what it says of the original request
-(`X-Forwarded-Proto`, `-Host`; `-Prefix` grows by ours; `X-Real-IP` and its like pass). Anybody else's forwarding headers
+(`X-Forwarded-Proto`, `-Host`; `-Prefix` grows by ours; `X-Real-IP` and such pass). Anybody else's forwarding headers
 are replaced, and those that we don't write are dropped.
 
 What `Forwarded` says of client and protocol counts where the proxy sends no `X-Forwarded-*`: one that writes only those
