@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fastapi_mesh.core.instance import ASGIApp
     from fastapi_mesh.service_mesh.mesh import ServiceMesh
 
-_SECTIONS = ("circuit_breaker", "bulkhead", "outlier", "load_balancing")
+_SECTIONS = ("circuit_breaker", "bulkhead", "outlier", "load_balancing", "health_check")
 """Parts of a policy that belong to the service and not to a call: their state is shared by all who call it."""
 
 Sections = dict[str, BaseModel | None]

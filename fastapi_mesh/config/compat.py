@@ -47,7 +47,6 @@ class _Breaker(BreakerPolicy, defer_build=True):
 class _Balancing(BalancingPolicy, defer_build=True):
     """Balancing as the description writes it."""
 
-    health_check_required: LaterOption = later("health_check_required")
     sticky_sessions: LaterOption = later("sticky_sessions")
     session_affinity_header: LaterOption = later("session_affinity_header")
 
@@ -87,7 +86,9 @@ def balancing_policies(
 ) -> dict[str, BalancingPolicy]:
     """`{"order-service": {"strategy": "least_connections", "weights": {"order-service-1": 2.0}}}`."""
     return {
-        service: BalancingPolicy(strategy=each.strategy, weights=each.weights)
+        service: BalancingPolicy(
+            strategy=each.strategy, weights=each.weights, health_check_required=each.health_check_required
+        )
         for service, each in read(dict[ServiceName, _Balancing], given, source).items()
     }
 

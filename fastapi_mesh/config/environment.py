@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from fastapi_mesh.config.later import is_off
 from fastapi_mesh.config.layers import SettingsLayer
 from fastapi_mesh.config.mesh import MeshConfig
+from fastapi_mesh.config.probes import is_on
 from fastapi_mesh.config.problems import free_keys_at, is_known, keys_at, kinds_at, suggestion
 
 if TYPE_CHECKING:
@@ -97,6 +98,10 @@ def _variables(
                 location = (*location, "instances")  # a service's URLs stand for its table
             elif location[-1:] in (("rate_limit",), ("ip_rate_limit",)) and value[0] != "{" and not is_off(value):
                 location = (*location, "limit")  # a limit's text likewise
+            elif location[-1:] == ("health_check",) and value[0] == "/":
+                location = (*location, "path")
+            elif location[-1:] == ("health_check",) and is_on(value):
+                value = "{}"  # a table, so that others of its variables are not lost
             try:
                 layer.put(location, _parsed(value, model, location), name)
             except ValueError as error:

@@ -71,8 +71,13 @@ def _service_name(value: str) -> str:
     return value
 
 
+def is_http_path(value: str) -> bool:
+    """Whether `value` is a path as it stands in a request: percent-encoded, without query."""
+    return _PATH.fullmatch(value) is not None
+
+
 def _http_path(value: str) -> str:
-    if not _PATH.fullmatch(value):
+    if not is_http_path(value):
         raise ValueError(f"{shown(value)} is not a path: it starts with '/' and has no space, '?' or '#' in it")
     return value
 

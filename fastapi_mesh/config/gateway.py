@@ -29,7 +29,6 @@ from fastapi_mesh.config.fields import (
     Token,
     Weight,
 )
-from fastapi_mesh.config.later import LaterOption, later
 from fastapi_mesh.config.overlay import misfits, overlay
 from fastapi_mesh.config.policies import (
     BalancingPolicy,
@@ -43,6 +42,7 @@ from fastapi_mesh.config.policies import (
     TimeoutPolicy,
     attempt_misfit,
 )
+from fastapi_mesh.config.probes import HealthCheck, ProbePolicy, timeout_misfit
 from fastapi_mesh.config.routes import DynamicRoutes, RouteConfig, Routes, check_routes, route_path
 
 if TYPE_CHECKING:
@@ -82,8 +82,17 @@ class GatewayServiceConfig(Frozen):
     upstream_token: UpstreamTokenConfig | None = Field(
         default=None, description="A token of the gateway's own that it gets; None: none."
     )
-    health_check: LaterOption = later("health_check")
-    health_check_interval: LaterOption = later("health_check_interval")
+    health_check: HealthCheck = Field(
+        default=None,
+        description="Asking its instances how they are: a path like '/health', true for the paths that they have "
+        "registered, or a table; None: never.",
+    )
+    health_check_interval: Seconds | None = Field(
+        default=None, description="Short for `health_check.interval`: seconds between two probes; None: 30."
+    )
+    health_check_required: bool = Field(
+        default=False, description="Use an instance only once its registration or a probe has said that it is well."
+    )
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
@@ -94,6 +103,29 @@ class GatewayServiceConfig(Frozen):
     def _urls_alone(cls, value: object) -> object:
         return {"instances": value} if isinstance(value, (str, list, tuple)) else value
 
+    @model_validator(mode="after")
+    def _one_interval(self) -> Self:
+        check, interval = self.health_check, self.health_check_interval
+        if interval is None:
+            return self
+        problem = ""
+        if check is None:
+            problem = "there is no health_check whose interval it could be; set health_check to a path, or leave it out"
+        elif "interval" in check.model_fields_set and check.interval != interval:
+            problem = f"{interval:g} s, but health_check.interval is {check.interval:g} s; leave one of them out"
+        else:
+            problem = timeout_misfit(check.timeout, "health_check_interval", interval)
+        if problem:
+            raise Problems([(("health_check_interval",), problem)])
+        return self
+
+    def _probes(self) -> ProbePolicy | None:
+        """What is set of probes, the short form worked in."""
+        if self.health_check is None or self.health_check_interval is None:
+            return self.health_check
+        own = self.health_check.model_dump(exclude_unset=True)
+        return ProbePolicy.model_validate({**own, "interval": self.health_check_interval})
+
     def policy(self) -> ServicePolicy:
         """What is set here, and nothing else, as a policy to lay over another (`overlay`)."""
         sections = {"timeouts", "retry", "circuit_breaker", "bulkhead", "outlier"} & self.model_fields_set
@@ -102,7 +134,11 @@ class GatewayServiceConfig(Frozen):
             balancing["strategy"] = self.load_balancing
         if "weights" in self.model_fields_set:
             balancing["weights"] = self.weights
+        if "health_check_required" in self.model_fields_set:
+            balancing["health_check_required"] = self.health_check_required
         data: dict[str, object] = {name: getattr(self, name) for name in sections}
+        if "health_check" in self.model_fields_set:
+            data["health_check"] = self._probes()
         if balancing:
             data["load_balancing"] = BalancingPolicy.model_validate(balancing)
         return ServicePolicy.model_validate(data)

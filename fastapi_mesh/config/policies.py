@@ -26,6 +26,7 @@ from fastapi_mesh.config.fields import (
     shown,
 )
 from fastapi_mesh.config.later import not_yet
+from fastapi_mesh.config.probes import HealthCheck
 
 IDEMPOTENT_METHODS = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"})
 """RFC 9110 section 9.2.2."""
@@ -183,6 +184,11 @@ class BalancingPolicy(Frozen):
     weights: dict[str, Weight] = Field(
         default={}, description="Share of an instance by its id, in relation to the others; 1.0 where absent."
     )
+    health_check_required: bool = Field(
+        default=False,
+        description="Use an instance only once its registration or a probe has said that it is well, unless there is "
+        "no such instance.",
+    )
 
 
 class TimeoutPolicy(Frozen):
@@ -235,6 +241,9 @@ class ServicePolicy(Frozen):
         default=OutlierPolicy(), description="Leaving out an instance that fails; None: never."
     )
     load_balancing: BalancingPolicy = Field(default=BalancingPolicy(), description="How instances are picked.")
+    health_check: HealthCheck = Field(
+        default=None, description="Asking instances how they are: a path like '/health', or a table; None: never."
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 
 class AttemptRecord:
@@ -115,6 +115,35 @@ class InstancesChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class InstanceProbed:
+    """A probe of an instance has ended: `healthy`, `degraded` or `failed`, after `seconds`."""
+
+    service: str
+    instance: str
+    result: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceHealthChanged:
+    """Probes think differently of an instance: `unknown`, `healthy`, `degraded` or `unhealthy`, and why."""
+
+    service: str
+    instance: str
+    before: str
+    after: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class InstancesProbed:
+    """How many of a service's instances are `unknown`, `healthy`, `degraded` and `unhealthy` to our probes."""
+
+    service: str
+    counts: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class BudgetExhausted:
     """A retry was wanted, and the budget had no room for it."""
 
@@ -126,6 +155,20 @@ class TrailersDropped:
     """A response had trailer fields, which are not passed on (RFC 9110 section 6.5.1 allows it)."""
 
     service: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExcessDropped:
+    """An instance sent more than its answer has, or bytes that nobody asked for; they and the connection were dropped.
+
+    A wrong Content-Length, a body where none is allowed, a 408 to an idle connection; in the worst case the second half
+    of an answer that somebody split (RFC 9112 sections 6.3 and 11.1). `instance` is its address and port; `first` says
+    that this is the first one of the service.
+    """
+
+    service: str
+    instance: str
+    first: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +186,12 @@ Event = (
     | InstanceEjected
     | InstanceRestored
     | InstancesChanged
+    | InstanceProbed
+    | InstanceHealthChanged
+    | InstancesProbed
     | BudgetExhausted
     | TrailersDropped
+    | ExcessDropped
     | LoopFailed
 )
 

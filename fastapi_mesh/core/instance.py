@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     ASGIApp = Callable[[Message, Receive, Send], Awaitable[None]]
 
 Health = Literal["healthy", "degraded", "unhealthy", "unknown"]
+_RANKS: Mapping[Health, int] = MappingProxyType({"unknown": 0, "healthy": 1, "degraded": 2, "unhealthy": 3})
+"""Of the two that judge an instance, the registry and our own probes, the one that says worse is believed (Envoy)."""
 Scheme = Literal["http", "https", "h2", "h2c", "asgi"]
 
 
@@ -50,10 +52,11 @@ class Instance:
 
 
 class InstanceState:
-    """What this process has seen of one instance: calls in flight, failures, ejection.
+    """What this process has seen of one instance: calls in flight, failures, ejection, what probes said.
 
     Times are the clock's monotonic seconds. `ejected_until` is 0.0 for an instance that is not ejected; when it has
-    passed, one call (`trial`) decides whether the instance comes back.
+    passed, one call (`trial`) decides whether the instance comes back. `verdict` is what our probes say of it,
+    `unknown` where there are none (`health/probe.py`).
     """
 
     __slots__ = (
@@ -65,6 +68,7 @@ class InstanceState:
         "in_flight",
         "instance",
         "trial",
+        "verdict",
         "weight",
     )
 
@@ -78,7 +82,22 @@ class InstanceState:
         self.ejected_at = 0.0
         self.ejected_until = 0.0
         self.trial = False
+        self.verdict: Health = "unknown"
+
+    @property
+    def health(self) -> Health:
+        """The worse of what the registry and our probes say; `unknown` only where neither says anything."""
+        registered = self.instance.health
+        return self.verdict if _RANKS[self.verdict] > _RANKS[registered] else registered
+
+    @property
+    def may_be_tried(self) -> bool:
+        """Whether a call may find out if this ejected instance is back: not while another does, nor while probes or
+        the registry still say that it is not.
+        """
+        return self.ejected_until > 0.0 and not self.trial and self.health != "unhealthy"
 
     def as_seen(self) -> Instance:
-        """The instance as calls see it: one that is ejected is `unhealthy`, whatever the registry says."""
-        return replace(self.instance, health="unhealthy") if self.ejected_until else self.instance
+        """The instance as calls see it: one that is ejected is `unhealthy`, whatever else is said of it."""
+        health = "unhealthy" if self.ejected_until else self.health
+        return self.instance if health == self.instance.health else replace(self.instance, health=health)

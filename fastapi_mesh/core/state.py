@@ -78,11 +78,11 @@ class ServiceState:
     """The state of one service: instances, breaker, seats, budget, picker, counters.
 
     `instances` is the live list, built from discovery by `service_mesh/state.py`. `candidates` are those of them that
-    calls go to: healthy and not ejected, or all when none is left; `next_trial` is when the first ejected instance may
-    be tried again (monotonic seconds, infinity for none). Both are kept by `refresh`, so that a pick costs nothing on
-    the happy path. `lost_at` is when a failed connection was last counted for the breaker (monotonic seconds). A
-    machine is None where its policy is off. The state survives a reload of the configuration unless its own section
-    changed.
+    calls go to: healthy and not ejected, or all when none is left (`_usable`; with `health_required` somebody must have
+    said that they are healthy); `next_trial` is when the first ejected instance may be tried again (monotonic seconds,
+    infinity for none). Both are kept by `refresh`, so that a pick costs nothing on the happy path. `lost_at`
+    is when a failed connection was last counted for the breaker (monotonic seconds). A machine is None where its policy
+    is off. The state survives a reload of the configuration unless its own section changed.
 
     A route with a section of its own has a `variant` of the state, with machines of its own for the sections in `own`
     and everything else shared; `family` are the state and all its variants.
@@ -93,6 +93,7 @@ class ServiceState:
         "budget",
         "candidates",
         "family",
+        "health_required",
         "instances",
         "lost_at",
         "name",
@@ -125,6 +126,7 @@ class ServiceState:
         self.lost_at = -inf
         self.candidates: tuple[InstanceState, ...] = ()
         self.next_trial = inf
+        self.health_required = False
         self.refresh()
 
     def variant(self, own: frozenset[str]) -> ServiceState:
@@ -139,16 +141,25 @@ class ServiceState:
         )
         made.statistics = self.statistics
         made.own = own
+        made.health_required = self.health_required
         made.family = self.family
         self.family.append(made)
         return made
 
     def refresh(self) -> None:
-        """Recompute `candidates` and `next_trial`; called when the list, or an instance's ejection, changed."""
+        """Recompute `candidates` and `next_trial`; called when the list, an ejection or a health changed."""
         everyone = self.instances.value or ()
-        usable = tuple(each for each in everyone if each.instance.health != "unhealthy")
-        candidates = tuple(each for each in usable or everyone if not each.ejected_until)
-        waiting = [each.ejected_until for each in everyone if each.ejected_until and not each.trial]
+        candidates = tuple(each for each in _usable(everyone, self.health_required) if not each.ejected_until)
+        waiting = [each.ejected_until for each in everyone if each.may_be_tried]
         for state in self.family:
             state.candidates = candidates
             state.next_trial = min(waiting, default=inf)
+
+
+def _usable(everyone: Sequence[InstanceState], vouched: bool) -> Sequence[InstanceState]:
+    """Those that are well, at least as far as anybody knows; all where none is (panic). With `vouched` somebody must
+    have said so, as long as there is one of whom that is true.
+    """
+    if vouched and (well := [each for each in everyone if each.health in ("healthy", "degraded")]):
+        return well
+    return [each for each in everyone if each.health != "unhealthy"] or everyone

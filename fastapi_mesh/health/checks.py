@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from fastapi_mesh.core.clock import SystemClock
 from fastapi_mesh.core.tasks import Supervisor
 from fastapi_mesh.exceptions import ConfigurationError
+from fastapi_mesh.health.words import Said, judge
 
 if TYPE_CHECKING:
     from fastapi_mesh.core.clock import Clock
@@ -29,27 +30,33 @@ Check = Callable[[], object]
 C = TypeVar("C", bound=Check)
 Verdict = Literal["pass", "fail"]
 
-PASSING = frozenset({"healthy", "pass", "passed", "passing", "ok", "okay", "up", "ready", "true", "yes", "warn"})
-"""Words that mean yes. `warn` is of the health+json draft: working, with something to look at."""
-
 
 @dataclass(frozen=True, slots=True)
 class HealthReport:
     """What all checks said: `checks` is one verdict per name, `details` what the functions returned (mappings only).
 
+    `status` is `degraded` when none failed and one said so: callers that probe this node send it half as much.
     `timestamp` is RFC 3339 in UTC. A check that raised has its error's type name in `details`, never its text.
     """
 
-    status: Literal["healthy", "unhealthy"]
+    status: Literal["healthy", "degraded", "unhealthy"]
     checks: Mapping[str, Verdict]
     timestamp: str
     details: Mapping[str, object] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, checks: Mapping[str, Verdict], *, healthy: bool = True, details: Mapping[str, object]) -> HealthReport:
+    def of(
+        cls,
+        checks: Mapping[str, Verdict],
+        *,
+        healthy: bool = True,
+        degraded: bool = False,
+        details: Mapping[str, object],
+    ) -> HealthReport:
         """A report of now."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        return cls("healthy" if healthy else "unhealthy", dict(checks), now, dict(details))
+        status: Literal["healthy", "degraded", "unhealthy"] = "degraded" if degraded else "healthy"
+        return cls(status if healthy else "unhealthy", dict(checks), now, dict(details))
 
     def also_failing(self, name: str, why: object) -> HealthReport:
         """The report with one more thing that fails."""
@@ -63,7 +70,8 @@ class HealthReport:
 
     @property
     def healthy(self) -> bool:
-        return self.status == "healthy"
+        """Whether it works, be it degraded."""
+        return self.status != "unhealthy"
 
     @property
     def http_status(self) -> int:
@@ -86,15 +94,6 @@ class HealthReport:
         return json.dumps(self.as_dict(), default=str).encode()
 
 
-@dataclass(frozen=True, slots=True)
-class _Finding:
-    """What one function said."""
-
-    healthy: bool
-    parts: Mapping[str, bool] = field(default_factory=dict)
-    detail: object = None
-
-
 class _Registered:
     """One function, and its run if that hasn't ended."""
 
@@ -104,10 +103,10 @@ class _Registered:
         self.name = name
         self.function = function
         self.timeout = timeout
-        self.running: asyncio.Task[_Finding] | None = None
+        self.running: asyncio.Task[Said] | None = None
         self.was_healthy = True
 
-    async def call(self) -> _Finding:
+    async def call(self) -> Said:
         try:
             if inspect.iscoroutinefunction(self.function):
                 value = await self.function()
@@ -119,10 +118,10 @@ class _Registered:
         except Exception as error:  # whatever a check raises is its finding
             return self.failed(error)
 
-    def failed(self, error: Exception) -> _Finding:
+    def failed(self, error: Exception) -> Said:
         if self.was_healthy:
             logger.warning("health check %s failed: %s: %s", self.name, type(error).__name__, error)
-        return _Finding(False, detail={"error": type(error).__name__})
+        return Said(False, detail={"error": type(error).__name__})
 
 
 class HealthChecks:
@@ -155,7 +154,8 @@ class HealthChecks:
 
         A check returns a bool, a word ("ok", "pass", "healthy", ...), None for "nothing to complain about", a mapping
         of names to those, or `{"status": "healthy" | "unhealthy", "checks": {...}}`, where the status decides if it is
-        there. Raising fails the check. Raises ConfigurationError when another function has the name.
+        there; "degraded" and "warn" pass, and make the report degraded. Raising fails the check. Raises
+        ConfigurationError when another function has the name.
         """
         if name is None:
             name = str(getattr(check, "__name__", type(check).__name__))
@@ -199,33 +199,34 @@ class HealthChecks:
         started = [(check, self._begin(check, tasks)) for check in self._checks.values()]
         verdicts: dict[str, Verdict] = {}
         details: dict[str, object] = {}
-        healthy = True
+        healthy, degraded = True, False
         for check, outcome in started:
             finding = await outcome
             check.was_healthy = finding.healthy
             healthy = healthy and finding.healthy
+            degraded = degraded or finding.degraded
             for part, passed in (finding.parts or {check.name: finding.healthy}).items():
                 verdicts[f"{check.name}.{part}" if part in verdicts else part] = "pass" if passed else "fail"
             if finding.detail is not None:
                 details[check.name] = finding.detail
-        report = HealthReport.of(verdicts, healthy=healthy, details=details)
+        report = HealthReport.of(verdicts, healthy=healthy, degraded=degraded, details=details)
         self._last = (self._clock.now(), report)
         return report
 
-    def _begin(self, check: _Registered, tasks: Supervisor) -> asyncio.Future[_Finding]:
+    def _begin(self, check: _Registered, tasks: Supervisor) -> asyncio.Future[Said]:
         """Start one check; the future gets its finding when it ends or its time is over, whichever is first."""
         loop = asyncio.get_running_loop()
-        outcome: asyncio.Future[_Finding] = loop.create_future()
+        outcome: asyncio.Future[Said] = loop.create_future()
         task = check.running
         if task is not None and not task.done() and task.get_loop() is loop:
             outcome.set_result(check.failed(TimeoutError("the run before has not ended yet")))
             return outcome
         task = check.running = tasks.start(check.call(), name=f"health check {check.name}")
 
-        def ended(task: asyncio.Task[_Finding]) -> None:
+        def ended(task: asyncio.Task[Said]) -> None:
             timer.cancel()
             if not outcome.done():
-                outcome.set_result(_Finding(False) if task.cancelled() else task.result())
+                outcome.set_result(Said(False) if task.cancelled() else task.result())
 
         def expired() -> None:
             if not outcome.done():
@@ -236,31 +237,6 @@ class HealthChecks:
         timer = self._clock.call_later(check.timeout, expired)
         task.add_done_callback(ended)
         return outcome
-
-
-def judge(value: object) -> _Finding:
-    """Read what a check returned; see `HealthChecks.register`."""
-    if not isinstance(value, Mapping):
-        return _Finding(_passes(value))
-    inner = value.get("checks")
-    if isinstance(inner, Mapping):
-        parts = {str(name): _passes(part) for name, part in inner.items()}
-    elif "status" in value:
-        parts = {}
-    else:
-        parts = {str(name): _passes(part) for name, part in value.items()}
-    healthy = _passes(value["status"]) if "status" in value else all(parts.values())
-    return _Finding(healthy, parts, dict(value))
-
-
-def _passes(value: object) -> bool:
-    if value is None:
-        return True
-    if isinstance(value, str):
-        return value.strip().lower() in PASSING
-    if isinstance(value, Mapping):
-        return judge(value).healthy
-    return bool(value)
 
 
 async def _in_thread(function: Check) -> object:

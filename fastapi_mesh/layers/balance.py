@@ -54,7 +54,7 @@ class Balance:
             raise ServiceDiscoveryError(f"no instance of {state.name!r} is known any more", service=state.name)
         if state.next_trial <= self._clock.now():
             due = min(
-                (each for each in everyone if each.ejected_until and not each.trial and each not in context.tried),
+                (each for each in everyone if each.may_be_tried and each not in context.tried),
                 key=lambda each: each.ejected_until,
                 default=None,
             )
@@ -77,7 +77,7 @@ class Balance:
         if alive:
             return alive  # one that answered something is worth a second try sooner than one known to be bad
         rest = [each for each in everyone if each not in context.tried] or list(everyone)
-        chosen = min(rest, key=lambda each: each.ejected_at)
+        chosen = min(rest, key=lambda each: (each.health == "unhealthy", each.ejected_at))
         self._note(context, chosen, "no healthy instance is left, so the longest-ejected one is used")
         return (chosen,)
 
@@ -92,7 +92,7 @@ def _why(instance: InstanceState, context: CallContext) -> str:
         return "already tried in this call"
     if instance.ejected_until:
         return "ejected"
-    return f"its health is {instance.instance.health}"
+    return f"its health is {instance.health}"
 
 
 def _release(instance: InstanceState, outcome: Outcome, error: BaseException | None) -> None:

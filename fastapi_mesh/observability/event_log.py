@@ -5,7 +5,14 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from fastapi_mesh.core.events import CircuitChanged, InstanceEjected, InstanceRestored, InstancesChanged
+from fastapi_mesh.core.events import (
+    CircuitChanged,
+    ExcessDropped,
+    InstanceEjected,
+    InstanceHealthChanged,
+    InstanceRestored,
+    InstancesChanged,
+)
 
 if TYPE_CHECKING:
     from fastapi_mesh.core.events import Event
@@ -28,5 +35,17 @@ def log_changes(event: Event) -> None:
             gone = f", gone: {', '.join(removed)}" if removed else ""
             new = f", new: {', '.join(added)}" if added else ""
             logger.info("%s has %d instance%s%s%s", service, total, "" if total == 1 else "s", new, gone)
+        case ExcessDropped(service=service, instance=instance, first=True):
+            logger.warning(
+                "%s at %s sends more than its answers say (a wrong Content-Length?); what is over is dropped and the "
+                "connection closed; said once, counted in mesh_excess_dropped_total",
+                service,
+                instance,
+            )
+        case InstanceHealthChanged(service=service, instance=instance, before="unknown", after="healthy", why=why):
+            logger.debug("%s of %s is healthy (%s)", instance, service, why)  # as it should be, for each there is
+        case InstanceHealthChanged(service=service, instance=instance, before=before, after=after, why=why):
+            level = logging.WARNING if after == "unhealthy" else logging.INFO
+            logger.log(level, "%s of %s is %s, it was %s (%s)", instance, service, after, before, why)
         case _:
             return

@@ -11,9 +11,13 @@ from fastapi_mesh.core.events import (
     BudgetExhausted,
     CallFinished,
     CircuitChanged,
+    ExcessDropped,
     InstanceEjected,
+    InstanceHealthChanged,
+    InstanceProbed,
     InstanceRestored,
     InstancesChanged,
+    InstancesProbed,
     LoopFailed,
     TrailersDropped,
 )
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
     from fastapi_mesh.core.events import CallRecord, Event
 
 CIRCUIT_STATES = {"closed": 0.0, "open": 1.0, "half-open": 2.0}
+HEALTHS = ("unknown", "healthy", "degraded", "unhealthy")
 CALL_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Upper bounds in seconds."""
 MAX_SERVICES = 1000
@@ -66,8 +71,12 @@ class MeshMetrics:
             InstanceEjected: self._instance_ejected,
             InstanceRestored: self._instance_restored,
             InstancesChanged: self._instances_changed,
+            InstanceProbed: self._instance_probed,
+            InstanceHealthChanged: self._instance_health_changed,
+            InstancesProbed: self._instances_probed,
             BudgetExhausted: self._budget_exhausted,
             TrailersDropped: self._trailers_dropped,
+            ExcessDropped: self._excess_dropped,
             LoopFailed: self._loop_failed,
         }
         try:
@@ -140,6 +149,25 @@ class MeshMetrics:
         self._restorations = Counter(
             "mesh_restorations_total", "Ejected instances that came back.", ["service"], registry=registry
         )
+        self._probes = Counter(
+            "mesh_probes_total",
+            "Active health probes of instances; result is healthy, degraded or failed.",
+            ["service", "result"],
+            registry=registry,
+        )
+        self._health_changes = Counter(
+            "mesh_probe_verdicts_total",
+            "Changes of what probes think of an instance; health is healthy, degraded or unhealthy.",
+            ["service", "health"],
+            registry=registry,
+        )
+        self._probed = Gauge(
+            "mesh_probed_instances",
+            "Instances that are probed, by what probes think of them: unknown, healthy, degraded or unhealthy.",
+            ["service", "health"],
+            registry=registry,
+            multiprocess_mode="livemostrecent",
+        )
         self._exhausted = Counter(
             "mesh_retry_budget_exhausted_total",
             "Retries that were wanted and not made, because the budget had no room.",
@@ -149,6 +177,12 @@ class MeshMetrics:
         self._trailers = Counter(
             "mesh_trailers_dropped_total",
             "Responses whose trailer fields were not passed on.",
+            ["service"],
+            registry=registry,
+        )
+        self._excess = Counter(
+            "mesh_excess_dropped_total",
+            "Connections closed because an instance sent more than its answer has, or bytes that nobody asked for.",
             ["service"],
             registry=registry,
         )
@@ -212,11 +246,24 @@ class MeshMetrics:
     def _instances_changed(self, event: InstancesChanged) -> None:
         self._instances.labels(self._label(event.service)).set(event.total)
 
+    def _instance_probed(self, event: InstanceProbed) -> None:
+        self._probes.labels(self._label(event.service), event.result).inc()
+
+    def _instance_health_changed(self, event: InstanceHealthChanged) -> None:
+        self._health_changes.labels(self._label(event.service), event.after).inc()
+
+    def _instances_probed(self, event: InstancesProbed) -> None:
+        for health in HEALTHS:
+            self._probed.labels(self._label(event.service), health).set(event.counts.get(health, 0))
+
     def _budget_exhausted(self, event: BudgetExhausted) -> None:
         self._exhausted.labels(self._label(event.service)).inc()
 
     def _trailers_dropped(self, event: TrailersDropped) -> None:
         self._trailers.labels(self._label(event.service)).inc()
+
+    def _excess_dropped(self, event: ExcessDropped) -> None:
+        self._excess.labels(self._label(event.service)).inc()
 
     def _loop_failed(self, event: LoopFailed) -> None:
         self._loops.labels(event.name).inc()

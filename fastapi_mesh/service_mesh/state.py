@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fastapi_mesh.core.clock import Clock
     from fastapi_mesh.core.events import Observer
     from fastapi_mesh.discovery.directory import Directory
+    from fastapi_mesh.health.probe import Probes
     from fastapi_mesh.service_mesh.policy_table import PolicyTable
 
 
@@ -36,13 +37,17 @@ class StateTable:
     its address does. A changed policy replaces only the machine of the section that changed.
     """
 
-    def __init__(self, directory: Directory, policies: PolicyTable, *, clock: Clock, observer: Observer) -> None:
+    def __init__(
+        self, directory: Directory, policies: PolicyTable, *, clock: Clock, observer: Observer, probes: Probes
+    ) -> None:
         self._directory = directory
         self._policies = policies
         self._clock = clock
         self._observer = observer
         self._states: dict[str, ServiceState] = {}
         self._sources: dict[str, tuple[Live[tuple[Instance, ...]], Callable[[], None]]] = {}
+        self._probes = probes
+        probes.on_change(self._health_changed)
         policies.on_change(self._policy_changed)
         directory.on_end(self._forget)
 
@@ -66,6 +71,7 @@ class StateTable:
         source = self._sources.pop(service, None)
         if source is not None:
             source[1]()
+        self._probes.forget(service)
         state = self._states.get(service)
         if state is not None and not any(each.in_flight for each in state.instances.value or ()):
             del self._states[service]
@@ -75,6 +81,7 @@ class StateTable:
         state = ServiceState(
             service, instances=Live[tuple[InstanceState, ...]](), picker=new_picker(policy.load_balancing)
         )
+        state.health_required = policy.load_balancing.health_check_required
         self._equip(state, None, policy)
         return state
 
@@ -90,7 +97,7 @@ class StateTable:
             publish(live.value)
 
     def _publish(self, state: ServiceState, instances: tuple[Instance, ...]) -> None:
-        balancing = self._policies.policy_of(state.name).load_balancing
+        policy = self._policies.policy_of(state.name)
         known = {each.instance.id: each for each in state.instances.value or ()}
         following = []
         for instance in instances:
@@ -98,15 +105,32 @@ class StateTable:
             if seen is None or not _same_process(seen.instance, instance):
                 seen = InstanceState(instance)
             seen.instance = instance
-            seen.weight = _weight(instance, balancing)
             following.append(seen)
         state.instances.publish(tuple(following))
+        self._probes.follow(state, policy.health_check)
+        self._weigh(state, policy.load_balancing)
+
+    def _weigh(self, state: ServiceState, policy: BalancingPolicy) -> None:
+        """Work out the share of each instance, and who gets calls at all."""
+        for each in state.instances.value or ():
+            each.weight = _weight(each, policy)
+        state.refresh()
+
+    def _health_changed(self, state: ServiceState, instance: InstanceState, before: str) -> None:
+        """Probes think differently of an instance. Most often it is the first good word, which changes no call."""
+        if {before, instance.health} <= _WELL and not state.health_required:
+            return
+        instance.weight = _weight(instance, self._policies.policy_of(state.name).load_balancing)
         state.refresh()
 
     def _policy_changed(self, service: str, before: ServicePolicy, after: ServicePolicy) -> None:
         state = self._states.get(service)
-        if state is not None:
-            self._equip(state, before, after)
+        if state is None:
+            return
+        self._equip(state, before, after)
+        if before.health_check != after.health_check and service in self._sources:
+            self._probes.follow(state, after.health_check)
+            self._weigh(state, after.load_balancing)
 
     def _equip(self, state: ServiceState, before: ServicePolicy | None, after: ServicePolicy) -> None:
         """Make the machines whose section is new or has changed; variants with a section of their own keep theirs."""
@@ -126,9 +150,8 @@ class StateTable:
             picker = new_picker(after.load_balancing)
             for each in state.family:
                 each.picker = picker
-            for instance in state.instances.value or ():
-                instance.weight = _weight(instance.instance, after.load_balancing)
-            state.refresh()
+                each.health_required = after.load_balancing.health_check_required
+            self._weigh(state, after.load_balancing)
 
     def equip_variant(self, variant: ServiceState, before: CallPolicy | None, after: CallPolicy, label: str) -> None:
         """Give a variant the machines of its own sections that are new or have changed; `label` is for its circuit."""
@@ -159,9 +182,14 @@ def _sharing(state: ServiceState, section: str) -> list[ServiceState]:
     return [each for each in state.family if section not in each.own]
 
 
-def _weight(instance: Instance, policy: BalancingPolicy) -> float:
+_WELL = frozenset({"unknown", "healthy"})
+"""What makes no difference to calls, unless somebody must have said that an instance is well."""
+
+
+def _weight(seen: InstanceState, policy: BalancingPolicy) -> float:
+    instance = seen.instance
     weight = instance.weight * policy.weights.get(instance.id, 1.0)
-    return weight / 2 if instance.health == "degraded" else weight
+    return weight / 2 if seen.health == "degraded" else weight
 
 
 def _same_process(seen: Instance, now: Instance) -> bool:

@@ -25,13 +25,13 @@ from fastapi_mesh.config.policies import (
     ServicePolicy,
     TimeoutPolicy,
 )
+from fastapi_mesh.config.probes import ProbePolicy
 from tests.config.config_support import mesh_problems, refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-HEALTH = "active health checks are not part of this version (0.1)"
 STICKY = "sticky sessions are not part of this version (0.1)"
 
 
@@ -86,8 +86,8 @@ def test_routes_that_are_no_list_or_stand_in_each_other_s_way_are_refused() -> N
     assert refused(lambda: routes_from_description({"path": "/a"})).problems == ("routes: a table is not a list",)  # type: ignore[arg-type]  # the mistake
 
 
-@pytest.mark.spec("S-011", "S-012", "S-013", "S-014", "S-015")
-def test_services_of_the_description_are_taken_and_their_probes_refused() -> None:
+@pytest.mark.spec("S-011", "S-012", "S-013")
+def test_services_of_the_description_are_taken() -> None:
     instances = ["http://user-service-1:8000", "http://user-service-2:8000"]
 
     services = services_from_description(
@@ -100,16 +100,21 @@ def test_services_of_the_description_are_taken_and_their_probes_refused() -> Non
         ),
         "b": GatewayServiceConfig(instances=("http://b",)),
     }
-    error = refused(
-        lambda: services_from_description(
-            {"user-service": {"instances": instances, "health_check": "/health", "health_check_interval": 30}}
-        )
+
+
+@pytest.mark.spec("S-014", "S-015")
+def test_a_path_to_probe_and_its_interval_are_a_policy_of_the_service() -> None:
+    services = services_from_description(
+        {
+            "user-service": {"instances": ["http://a:1"], "health_check": "/health", "health_check_interval": 10},
+            "order-service": {"instances": ["http://b:1"], "health_check": "/health"},
+            "other-service": {"instances": ["http://c:1"]},
+        }
     )
-    assert str(error) == (
-        "configure_services: 2 problems\n"
-        f"  user-service.health_check: {HEALTH}\n"
-        f"  user-service.health_check_interval: {HEALTH}"
-    )
+
+    assert services["user-service"].policy().health_check == ProbePolicy(path="/health", interval=10.0)
+    assert services["order-service"].policy().health_check == ProbePolicy(path="/health", interval=30.0)
+    assert services["other-service"].policy().health_check is None
 
 
 @pytest.mark.spec("S-130", "B24")
@@ -223,7 +228,7 @@ def test_balancing_of_the_description_is_taken_with_enum_or_text() -> None:
             {
                 "order-service": {
                     "strategy": "least_response_time",
-                    "health_check_required": True,
+                    "health_check_required": "perhaps",
                     "weights": {"o": 0},
                 },
                 "payment-service": {"sticky_sessions": True, "session_affinity_header": "X-User-ID"},
@@ -234,7 +239,7 @@ def test_balancing_of_the_description_is_taken_with_enum_or_text() -> None:
                     "it has 'round_robin', 'least_connections'"
                 ),
                 "order-service.weights.o: 0 is too small: it must be more than 0",
-                f"order-service.health_check_required: {HEALTH}",
+                "order-service.health_check_required: 'perhaps' is not true or false",
                 f"payment-service.sticky_sessions: {STICKY}",
                 f"payment-service.session_affinity_header: {STICKY}",
             ),

@@ -43,10 +43,6 @@ def test_an_option_of_a_later_version_is_a_known_name_and_refused() -> None:
     assert mesh_problems({"MESH_ENABLE_MTLS": "true"}, strict=True) == [
         "enable_mtls (MESH_ENABLE_MTLS): mutual TLS is not part of this version (0.1)",
     ]
-    name = "MESH_GATEWAY__SERVICES__USERS__HEALTH_CHECK"
-    assert gateway_problems({name: "/health"}) == [
-        f"services.users.health_check ({name}): active health checks are not part of this version (0.1)"
-    ]
 
 
 def test_nested_names_lead_to_nested_settings() -> None:

@@ -10,8 +10,6 @@ from fastapi_mesh.config.policies import CallPolicy, LoadBalancingStrategy, Serv
 from fastapi_mesh.config.problems import keys_at
 from tests.config.config_support import problems_of
 
-HEALTH = "active health checks are not part of this version (0.1)"
-
 
 @pytest.mark.spec("S-001", "S-062", "S-063")
 def test_the_defaults_of_a_gateway() -> None:
@@ -41,16 +39,6 @@ def test_a_service_is_one_url_or_a_list_or_a_table() -> None:
     assert services["order-service"].instances == ("http://a:1", "http://b:1")
     assert services["payment-service"].load_balancing is LoadBalancingStrategy.LEAST_CONNECTIONS
     assert services["found-service"].instances == ()
-
-
-@pytest.mark.spec("S-014", "S-015")
-def test_probes_of_services_are_refused_in_this_version() -> None:
-    service = {"instances": ["http://a:1"], "health_check": "/health", "health_check_interval": 30}
-
-    assert problems_of(GatewayConfig, services={"user-service": service}) == [
-        f"services.user-service.health_check: {HEALTH}",
-        f"services.user-service.health_check_interval: {HEALTH}",
-    ]
 
 
 @pytest.mark.parametrize(
