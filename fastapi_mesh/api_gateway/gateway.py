@@ -31,6 +31,7 @@ from fastapi_mesh.service_mesh.doors import explain_start
 if TYPE_CHECKING:
     import socket
     from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+    from pathlib import Path
 
     from fastapi_mesh.api_gateway.reload import Reload
     from fastapi_mesh.api_gateway.target import Place
@@ -103,7 +104,7 @@ class APIGateway(SetUpInCode):
                 )
             self._env = {}
             self._code = {name: getattr(config, name) for name in config.model_fields_set}
-        settings = Settings(lambda: self.config, lambda: self._code, self._load_all, self._take)
+        settings = Settings(lambda: self.config, lambda: self._code, partial(self._load, None), self._take)
         self._reloads = Reloads(settings, config_file, env=config is None)
         self.config = self._load(self._code)
         self._table = new_table(self.config.routes, self.config)
@@ -180,11 +181,13 @@ class APIGateway(SetUpInCode):
         if self._life is not None and self.config.dynamic_routing:
             self._take(self.config)
 
-    def _load(self, code: Mapping[str, object]) -> GatewayConfig:
-        return load_gateway_config(code, file=self._file, env=self._env, stored=self._reloads.stored)
-
-    def _load_all(self, stored: SettingsLayer | None) -> GatewayConfig:
-        return load_gateway_config(self._code, file=self._file, env=self._env, stored=stored)
+    def _load(
+        self, code: Mapping[str, object] | None, stored: SettingsLayer | None = None, file: Path | None = None
+    ) -> GatewayConfig:
+        """The settings by all sources; what isn't given is as it is now."""
+        code = self._code if code is None else code
+        stored = self._reloads.stored if stored is None else stored
+        return load_gateway_config(code, file=file or self._file, env=self._env, stored=stored)
 
     async def reload(self) -> Reload:
         """Read the file and the variables anew, and take over what has changed: all of it, or nothing.
@@ -281,15 +284,11 @@ class APIGateway(SetUpInCode):
             if self._life is None:
                 try:
                     await self._reloads.prepare()
-                    life = Life(
-                        self.config,
-                        self._table.routes,
-                        self._extensions,
-                        apps=self._apps,
-                        mesh=self._given_mesh or found_mesh,
-                        added=self._added,
-                        services_changed=self._services_changed,
-                    )
+                    try:
+                        life = self._new_life(found_mesh)
+                    except ConfigurationError as error:
+                        await self._reloads.fall_back(error)
+                        life = self._new_life(found_mesh)
                     await life.start()
                 except BaseException:
                     await self._reloads.aclose()
@@ -302,6 +301,17 @@ class APIGateway(SetUpInCode):
                 else:
                     warn_of_unused(self)
             return self._life
+
+    def _new_life(self, found_mesh: ServiceMesh | None) -> Life:
+        return Life(
+            self.config,
+            self._table.routes,
+            self._extensions,
+            apps=self._apps,
+            mesh=self._given_mesh or found_mesh,
+            added=self._added,
+            services_changed=self._services_changed,
+        )
 
     async def start(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve on `host` and `port` until SIGTERM or SIGINT, or until `stop`. Needs the `server` extra.

@@ -15,6 +15,7 @@ import time
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from fastapi_mesh.config.edge.listener import FIXED
@@ -27,9 +28,12 @@ from fastapi_mesh.service_mesh.backends import Closed, store_of
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
+    from fastapi_mesh.api_gateway.last_good import LastGood
     from fastapi_mesh.config.gateway import GatewayConfig
     from fastapi_mesh.config.layers import SettingsLayer
+    from fastapi_mesh.config.load import Entry as Stored
     from fastapi_mesh.configstore.base import ConfigStore, Entry
+    from fastapi_mesh.configstore.polling import Signature
     from fastapi_mesh.service_mesh.mesh import ServiceMesh
 
 logger = logging.getLogger("fastapi_mesh.gateway")
@@ -60,13 +64,14 @@ class Reload:
 class Settings:
     """A gateway's settings, as far as a reload has to do with them.
 
-    `code` gives what was set in code, another object whenever that changes; `load` reads all sources anew and `take`
-    makes the result count: both raise ConfigurationError, and then nothing has changed.
+    `code` gives what was set in code, another object whenever that changes; `load` reads all sources anew, with what a
+    config store says and a file in place of the gateway's own, and `take` makes the result count: both raise
+    ConfigurationError, and then nothing has changed.
     """
 
     running: Callable[[], GatewayConfig]
     code: Callable[[], object]
-    load: Callable[[SettingsLayer | None], GatewayConfig]
+    load: Callable[[SettingsLayer | None, Path | None], GatewayConfig]
     take: Callable[[GatewayConfig], None]
 
 
@@ -78,16 +83,23 @@ class Reloads:
         read for the first time, so that no change after that is missed.
         """
         self._settings = settings
+        self._given_file = file
         self._file = file or (os.environ.get(FILE_VARIABLE) if env else None)
         self._seen = None if self._file is None else signature(self._file)
         self._given: tuple[ConfigStore, str] | None = None
         self._store: tuple[ConfigStore, str] | None = None
         self._entry: Entry | None = None
+        """What the config store said last; `_good_entry` when that was last good."""
+        self._good_entry: Stored | None = None
         self._mesh: ServiceMesh | None = None
         self._tasks: list[asyncio.Task[object]] = []
         self._lock: asyncio.Lock | None = None
         self._counts = {"applied": 0, "unchanged": 0, "refused": 0}
+        self._refusal: ConfigurationError | None = None
+        self._fell_back = False
         self.stored: SettingsLayer | None = None
+        self.last_good: LastGood | None = None
+        """Where what was last good is kept for those who take this process's place; None: nowhere."""
 
     def statistics(self) -> dict[str, int]:
         """How many reloads were applied, found nothing changed, and were refused."""
@@ -97,17 +109,19 @@ class Reloads:
         """Take settings from `store` when the gateway opens, whatever `config_store` says."""
         self._given = (store, key)
 
-    def follow(self, file: str) -> None:
-        """Read and watch `file` from now on; what was read before counts until that is good."""
-        self._file = file
+    def follow(self, file: str, refusal: ConfigurationError) -> None:
+        """Read and watch `file` from now on, which is no good; what was read before counts until it is."""
+        self._given_file = self._file = file
         self._seen = signature(file)
+        self._refusal = refusal
 
     # Life
 
     async def prepare(self) -> None:
         """Before the gateway opens: ask the config store, so that its settings count from the first request on.
 
-        Raises ConfigurationError when they are not valid; a store that doesn't answer is waited for in the background.
+        Raises ConfigurationError when they are not valid and none were before (`fall_back`); a store that doesn't
+        answer is waited for in the background.
         """
         settings = self._settings.running().config_store
         self._store = self._given or (
@@ -124,14 +138,37 @@ class Reloads:
         if self._entry is None:
             logger.info("the config store has no %r yet", key)
         else:
-            stored = stored_gateway_layer(self._entry)
-            config = await asyncio.to_thread(self._settings.load, stored)
-            self._settings.take(_with_fixed(config, self._settings.running())[0])
-            self.stored = stored
+            try:
+                await self._begin_with(self._entry, None)
+            except ConfigurationError as error:
+                await self.fall_back(error)
+
+    async def fall_back(self, refusal: ConfigurationError) -> None:
+        """Begin with the settings that were last good, as those of now were refused. Raises the refusal where there
+        are none, or where it is those that were refused.
+        """
+        good = self.last_good
+        if good is None or self._fell_back or (good.file is None and good.entry is None):
+            raise refusal
+        self._fell_back = True
+        self._refusal = refusal
+        self.stored = None
+        logger.error("%s\nthis process starts with the settings that were last good", refusal)
+        await self._begin_with(good.entry, None if self._given_file is None else good.file)
+
+    async def _begin_with(self, entry: Stored | None, file: Path | None) -> None:
+        stored = None if entry is None else stored_gateway_layer(entry)
+        config = await asyncio.to_thread(self._settings.load, stored, file)
+        self._settings.take(_with_fixed(config, self._settings.running())[0])
+        self.stored, self._good_entry = stored, entry
 
     def start(self, mesh: ServiceMesh) -> None:
         """The gateway is open: watch its file and its store, if it may."""
         self._mesh = mesh
+        if self._refusal is None:
+            self._keep_good(self._seen)
+        else:
+            self._refused(self._refusal)
         if not self._settings.running().watch_config:
             return
         if self._file is not None:
@@ -146,39 +183,53 @@ class Reloads:
             task.cancel()
         if tasks:
             await asyncio.gather(*tasks, return_exceptions=True)
-        store, self._store, self._entry = self._store, None, None
+        store, self._store, self._entry, self._good_entry = self._store, None, None, None
         if store is not None and store is not self._given and isinstance(store[0], Closed):
             await store[0].aclose()
         if self._mesh is not None:
             self._mesh.life.notes.pop(NOTE, None)
-        self._mesh = self._lock = None
+        self._mesh = self._lock = self._refusal = None
+        self._fell_back = False
 
     # A reload
 
-    async def run(self, stored: SettingsLayer | None = None) -> Reload:
-        """Load everything anew and take it over; `stored` is what the config store says now, if it said something new.
+    async def run(self, entry: Entry | None = None) -> Reload:
+        """Load everything anew and take it over; `entry` is what the config store says now, if it said something new.
 
         Raises ConfigurationError, logged and counted, when anything is wrong; then nothing has changed.
         """
         if self._lock is None:
             self._lock = asyncio.Lock()
         async with self._lock:
-            started = time.monotonic()
+            started, read = time.monotonic(), None if self._file is None else signature(self._file)
             try:
-                outcome = await self._run(self.stored if stored is None else stored)
+                outcome = await self._run_with(entry)
             except ConfigurationError as error:
                 self._refused(error)
                 raise
-            if stored is not None:
-                self.stored = stored
             self._accepted(outcome, time.monotonic() - started)
+            self._keep_good(read)
             return outcome
+
+    async def _run_with(self, entry: Entry | None) -> Reload:
+        """A document that was refused before is tried again, as it may fit the file of now; else the last good one."""
+        newest = self._entry if entry is None else entry
+        try:
+            stored = None if newest is None else stored_gateway_layer(newest)
+            outcome = await self._run(self.stored if stored is None else stored)
+        except ConfigurationError:
+            if entry is not None or newest is None or newest == self._good_entry:
+                raise
+            return await self._run(self.stored)
+        if stored is not None:
+            self.stored, self._good_entry = stored, newest
+        return outcome
 
     async def _run(self, stored: SettingsLayer | None) -> Reload:
         settings = self._settings
         while True:
             code = settings.code()
-            loaded = await asyncio.to_thread(settings.load, stored)
+            loaded = await asyncio.to_thread(settings.load, stored, None)
             if settings.code() is code:  # else settings were changed in code meanwhile, and they win
                 break
         before = settings.running()
@@ -200,6 +251,12 @@ class Reloads:
                 ", ".join(outcome.kept),
             )
 
+    def _keep_good(self, read: Signature) -> None:
+        """Keep what counts now; a file only if it is still the one that was `read`."""
+        if self.last_good is not None:
+            file = None if self._given_file is None else Path(self._given_file)
+            self.last_good.keep(file if file is not None and signature(file) == read else None, self._good_entry)
+
     def _refused(self, error: ConfigurationError) -> None:
         self._count("refused")
         logger.error("the new settings are refused, and the old ones stay in force: %s", error)
@@ -219,10 +276,10 @@ class Reloads:
 
     # What triggers one
 
-    async def run_quietly(self, stored: SettingsLayer | None = None) -> None:
+    async def run_quietly(self, entry: Entry | None = None) -> None:
         """A reload that nobody waits for: whether it was refused is in the log."""
         try:
-            await self.run(stored)
+            await self.run(entry)
         except ConfigurationError:
             return  # `run` has said so
 
@@ -254,12 +311,7 @@ class Reloads:
             return
         if before is not None and before.text == entry.text:
             return
-        try:
-            stored = stored_gateway_layer(entry)
-        except ConfigurationError as error:
-            self._refused(error)
-        else:
-            await self.run_quietly(stored)
+        await self.run_quietly(entry)
 
 
 def _with_fixed(config: GatewayConfig, running: GatewayConfig) -> tuple[GatewayConfig, tuple[str, ...]]:

@@ -1,9 +1,9 @@
 """One worker process of a gateway: serves on the sockets that its parent gives it, and ends when that ends.
 
-    python -m fastapi_mesh.api_gateway.worker --config FILE --listen 5 --parent 7 [--fallback FILE]
+    python -m fastapi_mesh.api_gateway.worker --config FILE --listen 5 --parent 7 --last-good FOLDER
 
 The numbers are file descriptors. `--parent` is a socket: a word goes over it when the worker serves, and its end is
-the parent's.
+the parent's. In `--last-good` the workers keep the settings that were good, for the one that takes another's place.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ import signal
 import socket
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastapi_mesh.api_gateway.last_good import LastGood
 from fastapi_mesh.api_gateway.run import CANT_START, Ending, Options, make_gateway, run_in_loop
 from fastapi_mesh.api_gateway.server import Standalone
 from fastapi_mesh.exceptions import ConfigurationError, MeshError
@@ -36,32 +38,33 @@ def main() -> int:
     parser.add_argument("--app")
     parser.add_argument("--listen", type=int, nargs="+", required=True)
     parser.add_argument("--parent", type=int, required=True)
-    parser.add_argument("--fallback")
+    parser.add_argument("--last-good", type=Path, required=True)
     given = parser.parse_args()
     sockets = [socket.socket(fileno=number) for number in given.listen]
     parent = socket.socket(fileno=given.parent)
     try:
-        gateway = _made(Options(config=given.config, app=given.app), given.fallback)
+        gateway = _made(Options(config=given.config, app=given.app), LastGood(given.last_good))
     except (MeshError, ImportError, OSError) as error:
         sys.stderr.write(f"{explain_start('the gateway', error)}\n")
         return CANT_START
     return run_in_loop(lambda: _serve(gateway, sockets, parent), ending)
 
 
-def _made(options: Options, fallback: str | None) -> APIGateway:
+def _made(options: Options, last_good: LastGood) -> APIGateway:
     """The gateway, with the settings that were last good where those of now are not: a worker that takes the place of
     another must not need a file that the others have refused.
     """
     try:
-        return make_gateway(options)
+        gateway = make_gateway(options)
     except ConfigurationError as error:
-        if fallback is None or options.config is None:
+        if options.config is None or last_good.file is None:
             raise
-        sys.stderr.write(f"{error}\nthis worker starts with the settings that were last good\n")
-        gateway = make_gateway(replace(options, config=fallback))
+        sys.stderr.write(f"{error}\nthis process starts with the settings that were last good\n")
+        gateway = make_gateway(replace(options, config=str(last_good.file)))
         gateway._file = options.config
-        gateway._reloads.follow(options.config)
-        return gateway
+        gateway._reloads.follow(options.config, error)
+    gateway._reloads.last_good = last_good
+    return gateway
 
 
 async def _serve(gateway: APIGateway, sockets: list[socket.socket], parent: socket.socket) -> int:

@@ -24,14 +24,11 @@ from typing import TYPE_CHECKING
 from fastapi_mesh.api_gateway import listen
 from fastapi_mesh.api_gateway.access_log import own_handlers
 from fastapi_mesh.api_gateway.metrics_server import MetricsServer
-from fastapi_mesh.api_gateway.run import CANT_START, make_gateway
+from fastapi_mesh.api_gateway.run import CANT_START
 from fastapi_mesh.api_gateway.server import line_of
 from fastapi_mesh.api_gateway.worker import READY
 from fastapi_mesh.config.mesh import MeshConfig
-from fastapi_mesh.configstore.polling import signature, wait_settled
-from fastapi_mesh.core.clock import SystemClock
 from fastapi_mesh.core.tasks import Supervisor
-from fastapi_mesh.exceptions import MeshError
 from fastapi_mesh.observability.registry import MULTIPROCESS, forget_process, render_workers
 
 if TYPE_CHECKING:
@@ -78,7 +75,6 @@ class Workers:
             self._metrics_sockets = listen.bind(host, config.metrics_port, setting="metrics_port")
         self._supervisor = Supervisor()
         self._folder = Path(tempfile.mkdtemp(prefix="fastapi-mesh-gateway-"))
-        self._fallback: Path | None = None
         self._stopping = asyncio.Event()
         self._code = 0
 
@@ -114,9 +110,6 @@ class Workers:
         if MULTIPROCESS not in os.environ:
             (self._folder / "metrics").mkdir()
             os.environ[MULTIPROCESS] = str(self._folder / "metrics")
-        if self._options.config is not None:
-            self._keep_good(Path(self._options.config))
-            self._supervisor.keep(self._follow_file, name="last-good-settings")
         metrics = MetricsServer(
             {self._metrics_path: _metrics, **dict.fromkeys(("/health", "/health/ready"), self._health)}
         )
@@ -169,8 +162,7 @@ class Workers:
         descriptors = [each.fileno() for each in slot.sockets]
         command = ["-m", "fastapi_mesh.api_gateway.worker", *self._options.arguments()]
         command += ["--listen", *map(str, descriptors), "--parent", str(theirs.fileno())]
-        if self._fallback is not None and slot.starts:
-            command += ["--fallback", str(self._fallback)]
+        command += ["--last-good", str(self._folder / "last-good")]
         slot.starts += 1
         with ours:
             with theirs:
@@ -210,26 +202,6 @@ class Workers:
             logger.error("%d workers did not end in time and are killed", len(late))
             self._send(signal.SIGKILL)
             await asyncio.wait(late)
-
-    # The settings that were last good, for workers that start while the file is not
-
-    async def _follow_file(self) -> None:
-        assert self._options.config is not None, "followed where there is one"
-        path = Path(self._options.config)
-        seen, clock = signature(path), SystemClock()
-        while True:
-            seen = await wait_settled(path, seen, interval=1.0, clock=clock)
-            if seen is not None:
-                try:
-                    await asyncio.to_thread(make_gateway, self._options)
-                except (MeshError, OSError):  # the workers say why
-                    continue
-                self._keep_good(path)
-
-    def _keep_good(self, path: Path) -> None:
-        good = self._folder / path.name
-        shutil.copyfile(path, good)
-        self._fallback = good
 
     # The metrics port
 

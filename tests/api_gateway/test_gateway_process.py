@@ -243,7 +243,7 @@ async def test_all_workers_reload_and_one_that_is_replaced_meanwhile_has_what_wa
 
     for _ in range(10):
         assert await status(workers.port, "/api/x") == 200
-    await until(_logged(workers, "this worker starts with the settings that were last good", 1), "it is replaced")
+    await until(_logged(workers, "this process starts with the settings that were last good", 1), "it is replaced")
 
     settings(tmp_path, upstream.url, path="/new/*")
     assert file.exists()
