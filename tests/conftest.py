@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-pytest_plugins = ["fastapi_mesh.testing.plugin", "tests.support.redis"]
+pytest_plugins = ["fastapi_mesh.testing.plugin", "tests.support.redis", "tests.support.consul"]
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -7,7 +7,9 @@ import sqlite3
 from contextlib import AsyncExitStack
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Protocol, Self
+
+import pytest
 
 from fastapi_mesh.core.tasks import Supervisor
 from fastapi_mesh.discovery.chained import ChainedDiscovery
@@ -17,12 +19,36 @@ from fastapi_mesh.discovery.memory import MemoryRegistry
 from fastapi_mesh.discovery.static import StaticDiscovery
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
+
+    from _pytest.mark import ParameterSet
 
     from fastapi_mesh.core.instance import Instance
     from fastapi_mesh.discovery.base import Discovery, Registrar, Registration
 
 Instances = tuple["Instance", ...]
+
+
+class Kind(Protocol):
+    """What the suites know of each kind of backend, of whatever port."""
+
+    name: ClassVar[str]
+    server: ClassVar[str | None]
+    fixture: ClassVar[str | None]
+
+
+def parameters(kinds: Iterable[type[Kind]]) -> list[ParameterSet]:
+    """The parameters of a fixture over `kinds`, each with the marker of the server that it needs."""
+    return [
+        pytest.param(kind, id=kind.name, marks=[pytest.mark.server(kind.server)] if kind.server else [])
+        for kind in kinds
+    ]
+
+
+def process_of(request: pytest.FixtureRequest) -> object:
+    """The server of the kind that `request` is parametrised with, running; None where it needs none."""
+    fixture: str | None = request.param.fixture
+    return request.getfixturevalue(fixture) if fixture else None
 
 
 class Backend:
@@ -31,11 +57,17 @@ class Backend:
     name: ClassVar[str]
     server: ClassVar[str | None] = None
     """The real server that it needs, as the marker `server` names it."""
+    fixture: ClassVar[str | None] = None
+    """The fixture that gives that server, running."""
+    lists_services: ClassVar[bool] = True
+    """Whether it is a ServiceList."""
     settle: ClassVar[float] = 1.0
     """Seconds within which a change must reach a watcher."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, process: object = None) -> None:
+        """`process` is what `fixture` gives."""
         self.folder = folder
+        self.process = process
         self.stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -72,8 +104,8 @@ class RegistryBackend(Backend):
     lease = 0.8
     heartbeat = 0.1
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
+    def __init__(self, folder: Path, process: object = None) -> None:
+        super().__init__(folder, process)
         self._registrar: Registrar | None = None
         self._registered: dict[tuple[str, str], Registration] = {}
 

@@ -24,11 +24,15 @@ class StoreBackend:
     name: ClassVar[str]
     server: ClassVar[str | None] = None
     """The real server that it needs, as the marker `server` names it."""
+    fixture: ClassVar[str | None] = None
+    """The fixture that gives that server, running."""
     settle: ClassVar[float] = 1.0
     """Seconds within which a change must reach a watcher."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, process: object = None) -> None:
+        """`process` is what `fixture` gives."""
         self.folder = folder
+        self.process = process
         self.stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -44,8 +48,8 @@ class StoreBackend:
 class Memory(StoreBackend):
     name = "memory"
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
+    def __init__(self, folder: Path, process: object = None) -> None:
+        super().__init__(folder, process)
         self._store = MemoryStore()
 
     def client(self) -> Client:

@@ -10,6 +10,7 @@ import pytest
 
 from fastapi_mesh.configstore.base import MAX_SIZE
 from fastapi_mesh.exceptions import ConfigStoreError, ConfigurationError
+from tests.contracts.backends import parameters, process_of
 from tests.contracts.config_backends import ALL, StoreBackend, Watched
 
 pytestmark = [pytest.mark.anyio, pytest.mark.spec("X-30")]
@@ -17,13 +18,9 @@ pytestmark = [pytest.mark.anyio, pytest.mark.spec("X-30")]
 KEY = "teams/payments/gateway.toml"
 
 
-@pytest.fixture(
-    params=[
-        pytest.param(kind, id=kind.name, marks=[pytest.mark.server(kind.server)] if kind.server else []) for kind in ALL
-    ]
-)
+@pytest.fixture(params=parameters(ALL))
 async def backend(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[StoreBackend]:
-    async with request.param(tmp_path) as opened:
+    async with request.param(tmp_path, process_of(request)) as opened:
         yield opened
 
 

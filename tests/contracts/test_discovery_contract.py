@@ -13,27 +13,20 @@ import pytest
 
 from fastapi_mesh.core.instance import Instance
 from fastapi_mesh.exceptions import ConfigurationError
-from tests.contracts.backends import ALL, REGISTRIES, Backend, RegistryBackend, Seen
+from tests.contracts.backends import ALL, REGISTRIES, Backend, RegistryBackend, Seen, parameters, process_of
 
 pytestmark = pytest.mark.anyio
 
 
-def _parameters(kinds: tuple[type[Backend], ...]) -> list[object]:
-    return [
-        pytest.param(kind, id=kind.name, marks=[pytest.mark.server(kind.server)] if kind.server else [])
-        for kind in kinds
-    ]
-
-
-@pytest.fixture(params=_parameters(ALL))
+@pytest.fixture(params=parameters(ALL))
 async def backend(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Backend]:
-    async with request.param(tmp_path) as opened:
+    async with request.param(tmp_path, process_of(request)) as opened:
         yield opened
 
 
-@pytest.fixture(params=_parameters(REGISTRIES))
+@pytest.fixture(params=parameters(REGISTRIES))
 async def registry(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[RegistryBackend]:
-    async with request.param(tmp_path) as opened:
+    async with request.param(tmp_path, process_of(request)) as opened:
         yield opened
 
 

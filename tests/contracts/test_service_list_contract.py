@@ -11,22 +11,22 @@ import pytest
 
 from fastapi_mesh.core.instance import Instance
 from fastapi_mesh.discovery.base import KnownService, ServiceList
-from tests.contracts.backends import ALL, REGISTRIES, Backend, RegistryBackend
+from tests.contracts.backends import ALL, REGISTRIES, Backend, RegistryBackend, parameters, process_of
 
 pytestmark = [pytest.mark.anyio, pytest.mark.spec("S-203")]
 
-LISTING = tuple(kind for kind in ALL if not kind.server)
+LISTING = tuple(kind for kind in ALL if kind.lists_services)
 
 
-@pytest.fixture(params=[pytest.param(kind, id=kind.name) for kind in LISTING])
+@pytest.fixture(params=parameters(LISTING))
 async def backend(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Backend]:
-    async with request.param(tmp_path) as opened:
+    async with request.param(tmp_path, process_of(request)) as opened:
         yield opened
 
 
-@pytest.fixture(params=[pytest.param(kind, id=kind.name) for kind in REGISTRIES if not kind.server])
+@pytest.fixture(params=parameters(kind for kind in REGISTRIES if kind.lists_services))
 async def registry(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[RegistryBackend]:
-    async with request.param(tmp_path) as opened:
+    async with request.param(tmp_path, process_of(request)) as opened:
         yield opened
 
 

@@ -1,0 +1,189 @@
+"""Real Consul servers for tests: a plain one, and one with ACLs. Each is a development agent, with its state in memory.
+
+    @pytest.mark.server("consul")
+    async def test_...(consul_server: ConsulServer) -> None:
+        ... consul_server.url ...
+        consul_server.kill()
+        consul_server.restart()  # empty
+
+Each kind is started once per test session, on its first use, and runs at the beginning of each test. What tests put
+into it stays: they use names of their own, or a namespace of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.process import free_port, listening_ports
+from tests.support.servers import find
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+MANAGEMENT = "management-token-of-the-tests"
+"""The token that may do everything, of the server with ACLs."""
+
+
+class ConsulServer:
+    """One agent in development mode, on ports below 32768. `url` is its HTTP API."""
+
+    def __init__(self, folder: Path, *, options: Sequence[str] = (), configuration: object = None) -> None:
+        """`options` as on its command line, `configuration` as in a file of it."""
+        program = find("consul")
+        assert program is not None, "tests that use it are marked server('consul')"
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._folder = folder / f"consul-{self.port}"
+        self._folder.mkdir()
+        self._command = [program, "agent", "-dev", "-bind=127.0.0.1", "-client=127.0.0.1", "-node=tests"]
+        self._command += [f"-http-port={self.port}", "-grpc-port=-1", "-dns-port=-1", "-serf-wan-port=-1"]
+        self._command += [f"-server-port={free_port()}", f"-serf-lan-port={free_port()}", "-log-level=warn", *options]
+        self.token = ""
+        """The token of `call`."""
+        if configuration is not None:
+            path = self._folder / "consul.json"
+            path.write_text(json.dumps(configuration))
+            self._command.append(f"-config-file={path}")
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, "it was not started"
+        return self._process.pid
+
+    @property
+    def runs(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def log(self) -> str:
+        return (self._folder / "log").read_text(errors="replace")
+
+    def start(self, *, wait: bool = True) -> None:
+        """Start it unless it runs, and wait until this very process has a leader and has listed itself."""
+        if not self.runs:
+            with (self._folder / "log").open("ab") as log:
+                self._process = subprocess.Popen(
+                    self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, cwd=self._folder
+                )
+        if wait:
+            self.wait_ready()
+
+    def wait_ready(self, timeout: float = 30.0) -> None:
+        end = time.monotonic() + timeout
+        while not self._is_ready():
+            if not self.runs:
+                raise RuntimeError(f"consul ended:\n{self.log}")
+            if time.monotonic() > end:
+                raise RuntimeError(f"consul was not ready in time:\n{self.log}")
+            time.sleep(0.05)
+
+    def _is_ready(self) -> bool:
+        with suppress(OSError):
+            return self.port in listening_ports(self.pid) and bool(self.call("GET", "/v1/health/service/consul"))
+        return False
+
+    def call(self, method: str, path: str, body: object = None) -> object:
+        """`server.call("PUT", "/v1/agent/service/register", {...})`. Raises urllib.error.HTTPError."""
+        data = None if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
+        request = urllib.request.Request(f"{self.url}{path}", data, {"X-Consul-Token": self.token}, method=method)
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            content = answer.read()
+        try:
+            return json.loads(content) if content else None
+        except ValueError:
+            return content.decode()
+
+    def forget(self, service: str | None = None) -> None:
+        """Deregister all services (those of one name), and wait until its catalog has heard of it."""
+        registered = self.call("GET", "/v1/agent/services")
+        assert isinstance(registered, dict)
+        names = set()
+        for row in registered.values():
+            if service is None or row["Service"] == service:
+                names.add(row["Service"])
+                self.call("PUT", f"/v1/agent/service/deregister/{urllib.request.quote(row['ID'], safe='')}")
+        for name in names:
+            path = f"/v1/catalog/service/{urllib.request.quote(name, safe='')}"
+            for _ in range(500):
+                if not self.call("GET", path):
+                    break
+                time.sleep(0.01)
+
+    def token_for(self, rules: str) -> tuple[str, str]:
+        """A new token that may do what `rules` say, and its accessor: `call("DELETE", f"/v1/acl/token/{accessor}")`."""
+        name = f"policy-{time.monotonic_ns()}"
+        self.call("PUT", "/v1/acl/policy", {"Name": name, "Rules": rules})
+        made = self.call("PUT", "/v1/acl/token", {"Policies": [{"Name": name}]})
+        assert isinstance(made, dict)
+        return made["SecretID"], made["AccessorID"]
+
+    def kill(self) -> None:
+        """End it at once (SIGKILL), as a crash does; what it knew is lost."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def restart(self) -> None:
+        """Start it again on the same port, empty."""
+        self.kill()
+        self.start()
+
+    def pause(self) -> None:
+        """Make it hang (SIGSTOP): connections are accepted by the kernel and nothing answers."""
+        assert self._process is not None, "it was not started"
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        assert self._process is not None, "it was not started"
+        self._process.send_signal(signal.SIGCONT)
+
+    def reset(self) -> None:
+        """Make it run, and forget all services and keys."""
+        if self.runs:
+            self.resume()
+        self.start()
+        self.forget()
+        self.call("DELETE", "/v1/kv/?recurse")
+
+
+@pytest.fixture(scope="session")
+def _consul_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ConsulServer]:
+    server = ConsulServer(tmp_path_factory.mktemp("consul"))
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def consul_server(_consul_server: ConsulServer) -> ConsulServer:
+    """A running Consul without services of others. The test is marked `server("consul")`."""
+    _consul_server.reset()
+    return _consul_server
+
+
+@pytest.fixture(scope="session")
+def _consul_acl_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ConsulServer]:
+    acl = {"enabled": True, "default_policy": "deny", "tokens": {"master": MANAGEMENT}, "token_ttl": "0s"}
+    server = ConsulServer(tmp_path_factory.mktemp("consul-acl"), configuration={"acl": acl})
+    server.token = MANAGEMENT
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def consul_acl_server(_consul_acl_server: ConsulServer) -> ConsulServer:
+    """A running Consul that denies what no token allows. The test is marked `server("consul")`."""
+    _consul_acl_server.reset()
+    return _consul_acl_server
