@@ -212,6 +212,10 @@ class APIGateway(SetUpInCode):
         place = locate(scope, self._prefix)
         if place is not None:
             method = scope.get("method", "GET")  # a WebSocket's scope has none, and its handshake is a GET
+            if self._life is not None and self._life.doors:
+                place.route = self._life.doors.find(place.path, method)
+                if place.route is not None:
+                    return place
             place.route = self._table.find(place.path, method, scope, place.authority)
             if method == "OPTIONS":
                 find = partial(self._table.find, place.path, scope=scope, authority=place.authority)

@@ -11,6 +11,7 @@ from fastapi_mesh.api_gateway.cache.engine import CacheEngine
 from fastapi_mesh.api_gateway.cache.wiring import ENGINE, new_caching
 from fastapi_mesh.api_gateway.client import Watch
 from fastapi_mesh.api_gateway.cors import CorsRules
+from fastapi_mesh.api_gateway.doors import Doors
 from fastapi_mesh.api_gateway.dynamic import ANY_SERVICE, FoundServices, dynamic_routes
 from fastapi_mesh.api_gateway.early import EarlyAnswers
 from fastapi_mesh.api_gateway.engines import Engines
@@ -143,7 +144,9 @@ class Life:
         try:
             lines = new_lines(config, extensions.providers)
             likely = [Route(each, config) for each in dynamic_routes(config, [ANY_SERVICE], "")]
-            chains = self._chains(config, [*routes, *likely], extensions, lines)[: len(routes)]
+            parts = self._parts(config, [*routes, *likely], extensions, lines)
+            chains = self._chains([*routes, *likely], parts)[: len(routes)]
+            doors = Doors(config, parts)
         except BaseException:
             self._engines.rollback()
             self._forwarding.configure(self._config.trusted_proxies, self._config.via)
@@ -152,7 +155,7 @@ class Life:
         self._shared.clear()
         self._services.take(config)
         self._engines.commit()
-        self._routes = routes
+        self._routes, self.doors = routes, doors
         self._early.cors = None if config.cors is None else CorsRules(config.cors)
         self._early.lines = lines
         self._health_checks = extensions.health_checks
@@ -164,10 +167,10 @@ class Life:
             route.websocket = effective(config.websocket, route.config.websocket)
             self._set_policies(route)
 
-    def _chains(
+    def _parts(
         self, config: GatewayConfig, routes: Sequence[Route], extensions: Extensions, lines: AccessLines | None
-    ) -> list[tuple[Route, GatewayService, GatewayService]]:
-        """Each route with its layers, and those of a WebSocket's handshake."""
+    ) -> Parts:
+        """What the layers of all routes share."""
         from fastapi_mesh.api_gateway.auth.plan import new_plan  # imported late, as in `__init__`
 
         limits = rate_limits(config, routes, extensions, self._engines, self.mesh.supervisor, self._meter)
@@ -177,7 +180,7 @@ class Life:
             raise ConfigurationError(problems=unknown)
         meter = None if self._meter is None else self._meter.cache
         caching = new_caching(config, routes, self._engines, meter=meter, supervisor=self.mesh.supervisor)
-        parts = Parts(
+        return Parts(
             self._meter,
             _DROPPED,
             self._forwarding.via,
@@ -191,6 +194,9 @@ class Life:
             lines=lines,
             own_states=own_states(routes, self._engines, self.mesh.states),
         )
+
+    def _chains(self, routes: Sequence[Route], parts: Parts) -> list[tuple[Route, GatewayService, GatewayService]]:
+        """Each route with its layers, and those of a WebSocket's handshake."""
         upgrade = Upgrade(self.mesh.stack)
         return [
             (

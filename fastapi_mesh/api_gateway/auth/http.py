@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from fastapi_mesh.api_gateway.auth.compact import Json, read_object
-from fastapi_mesh.config.edge.providers import url_problem
+from fastapi_mesh.config.edge.credentials import url_problem
 from fastapi_mesh.exceptions import UpstreamProtocolError, UpstreamTimeoutError
 
 if TYPE_CHECKING:
@@ -39,6 +39,16 @@ class Issuer:
         """The JSON object that answers a form."""
         answer = await self._call("POST", url, headers, form)
         return self._object(url, answer)
+
+    async def ask(self, url: str, form: Mapping[str, str], headers: Mapping[str, str]) -> tuple[int, Json]:
+        """The status and the JSON object that answer a form; {} for an error that is no JSON object."""
+        answer = await self._call("POST", url, headers, form)
+        if answer.status == 200:
+            return 200, self._object(url, answer)
+        try:
+            return answer.status, read_object(answer.content)
+        except ValueError:
+            return answer.status, {}
 
     async def aclose(self) -> None:
         """Close all connections."""

@@ -1,4 +1,4 @@
-"""The only file that knows joserfc: keys, signatures, and what is weak about a key.
+"""The only file that knows joserfc: keys, signatures, what is weak about a key, and sealing what a browser keeps.
 
 Tokens are read by `compact`, which is stricter than any library; what is done here is to take a key from its JSON or
 PEM form, and to check or make a signature with one algorithm and one key that fit each other.
@@ -14,13 +14,16 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
+from joserfc import jwe
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, OctKey, OKPKey, RSAKey, import_key
 from joserfc.jws import JWSRegistry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from joserfc.jwk import Key as AnyKey
 
@@ -142,6 +145,44 @@ def signer(text: str, algorithm: str) -> Callable[[bytes], bytes]:
     except (JoseError, TypeError) as error:
         raise ValueError(f"is no key for {algorithm}") from error
     return lambda data: model.sign(data, key)
+
+
+class Sealer:
+    """Encrypts and authenticates what a browser keeps for us: JWE, `dir` with A256GCM (RFC 7518 sections 4.5 and 5.3).
+
+    The keys are made of `secrets` and `purpose` (HKDF, RFC 5869), so that what was sealed for one purpose opens for no
+    other. The first secret seals, all of them open.
+    """
+
+    __slots__ = ("_keys", "_sealing")
+
+    def __init__(self, secrets: Sequence[str], purpose: str) -> None:
+        keys = [
+            OctKey.import_key(HKDF(SHA256(), 32, None, f"fastapi-mesh {purpose}".encode()).derive(secret.encode()))
+            for secret in secrets
+        ]
+        self._sealing = keys[0]
+        self._keys: dict[str, OctKey] = {}
+        for key in reversed(keys):
+            self._keys[jwe.encrypt_compact(self._header(key), b"", key).partition(".")[0]] = key
+
+    def seal(self, value: bytes) -> str:
+        """`value` for nobody but us: base64url and dots."""
+        return jwe.encrypt_compact(self._header(self._sealing), value, self._sealing)
+
+    def open(self, sealed: str) -> bytes | None:
+        """What was sealed; None for anything that wasn't, by one of our keys, for this purpose."""
+        key = self._keys.get(sealed.partition(".")[0])  # the very header that we write, so nothing in it is a choice
+        if key is None:
+            return None
+        try:
+            return jwe.decrypt_compact(sealed, key).plaintext
+        except (JoseError, ValueError):
+            return None
+
+    @staticmethod
+    def _header(key: OctKey) -> dict[str, str]:
+        return {"alg": "dir", "enc": "A256GCM", "kid": key.thumbprint()[:8]}
 
 
 @contextmanager

@@ -60,6 +60,10 @@ class Metadata:
             raise UpstreamProtocolError(f"{self._issuer} has no {name} in its metadata")
         return value
 
+    async def says(self, name: str) -> object:
+        """Anything in the document; None where it isn't."""
+        return (await self._read()).get(name)
+
     def forget(self) -> None:
         """Read it again next time: an address in it didn't work."""
         self._document = None

@@ -55,7 +55,7 @@ class Authenticate:
     know is shown to the next.
     """
 
-    __slots__ = ("_challenges", "_entries", "_meter", "_optional", "_reader", "_try_next", "inner")
+    __slots__ = ("_challenges", "_entries", "_meter", "_reader", "_try_next", "inner", "optional")
 
     def __init__(
         self,
@@ -72,25 +72,37 @@ class Authenticate:
         self._entries = [(entry, reader.slots(entry.places)) for entry in entries]
         self._reader = reader
         self._challenges = challenges
-        self._optional = optional
+        self.optional = optional
         self._try_next = try_next
         self._meter = meter
 
     async def __call__(self, request: Exchange) -> Response:
+        found = self.take(request)
+        if found:
+            await self.identify(request, found)
+        elif not self.optional:
+            raise self.missing()
+        return await self.inner(request)
+
+    def take(self, request: Exchange) -> Found:
+        """The credentials of a request, which are out of it then. Raises AmbiguousCredentialsError."""
         try:
-            found = self._reader.take(request)
+            return self._reader.take(request)
         except DoubleCredentialError:
             raise self._ambiguous() from None
-        if found:
-            principal = self._known(found) or await self._check(found, request)
-            request.principal = principal
-            request.context.principal = principal.key
-        elif not self._optional:
-            self._count(NOBODY, "missing")
-            raise AuthenticationRequiredError(
-                "This needs authentication, and the request has no credential.", headers=self._challenges.missing
-            )
-        return await self.inner(request)
+
+    async def identify(self, request: Exchange, found: Found) -> None:
+        """Set the principal, or refuse what was found."""
+        principal = self._known(found) or await self._check(found, request)
+        request.principal = principal
+        request.context.principal = principal.key
+
+    def missing(self) -> AuthenticationRequiredError:
+        """The refusal of a request without a credential."""
+        self.count(NOBODY, "missing")
+        return AuthenticationRequiredError(
+            "This needs authentication, and the request has no credential.", headers=self._challenges.missing
+        )
 
     def _known(self, found: Found) -> Principal | None:
         """The usual case, in which nobody has to wait: the first credential is one that was checked before."""
@@ -102,7 +114,7 @@ class Authenticate:
                         raise self._ambiguous()
                     principal = entry.verifier.known(credential)
                     if principal is not None:
-                        self._count(entry.name, "accepted")
+                        self.count(entry.name, "accepted")
                     return principal
         return None
 
@@ -127,31 +139,32 @@ class Authenticate:
                 if not self._try_next:
                     break
             except ProviderUnavailableError as error:
-                self._count(entry.name, "unavailable")
+                self.count(entry.name, "unavailable")
                 logger.debug("%s: %s can't tell: %s", request.route.path, entry.name, error)
                 raise AuthenticationUnavailableError(
                     "Credentials can't be checked at the moment.", retry_after=error.retry_after
                 ) from error
             else:
-                self._count(entry.name, "accepted")
+                self.count(entry.name, "accepted")
                 return principal
         assert refused is not None, "what was found belongs to a provider"
         raise self._invalid(*refused)
 
     def _invalid(self, entry: Entry, error: CredentialError) -> InvalidCredentialsError:
-        self._count(entry.name, error.result)
+        self.count(entry.name, error.result)
         description = error.description
         return InvalidCredentialsError(
             f"{description[0].upper()}{description[1:]}.", headers=self._challenges.invalid(description)
         )
 
     def _ambiguous(self) -> AmbiguousCredentialsError:
-        self._count(NOBODY, "ambiguous")
+        self.count(NOBODY, "ambiguous")
         return AmbiguousCredentialsError(
             "The request has more than one credential of a kind; send one.", headers=self._challenges.ambiguous()
         )
 
-    def _count(self, provider: str, result: str) -> None:
+    def count(self, provider: str, result: str) -> None:
+        """Count an authentication, where there is a meter."""
         if self._meter is not None:
             self._meter.authentication(provider, result)
 

@@ -9,10 +9,14 @@ from fastapi_mesh.api_gateway.auth.base import UnknownCredentialError, Verifier
 from fastapi_mesh.api_gateway.auth.compact import looks_like_jwt
 from fastapi_mesh.api_gateway.auth.http import Issuer
 from fastapi_mesh.api_gateway.auth.introspect import ClientCredentials, Introspector
+from fastapi_mesh.api_gateway.auth.jose import Sealer
 from fastapi_mesh.api_gateway.auth.jwks import Metadata
 from fastapi_mesh.api_gateway.auth.jwt import TokenVerifier, rules_of
 from fastapi_mesh.api_gateway.auth.keys import FixedKeys, ring_of
-from fastapi_mesh.api_gateway.auth.settings import secret_of, settings_from
+from fastapi_mesh.api_gateway.auth.login.engine import BrowserLogins
+from fastapi_mesh.api_gateway.auth.login.flow import ClientConfig, CodeFlow
+from fastapi_mesh.api_gateway.auth.login.session import Sessions
+from fastapi_mesh.api_gateway.auth.settings import secret_of, session_secrets, settings_from
 from fastapi_mesh.api_gateway.auth.token_provider import TokenProvider
 from fastapi_mesh.config.edge.providers import OAuth2AuthConfig
 from fastapi_mesh.exceptions import ConfigurationError
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
     from fastapi_mesh.api_gateway.auth.claims import ClaimRules
     from fastapi_mesh.api_gateway.auth.keys import KeySource
     from fastapi_mesh.api_gateway.principal import Principal
+    from fastapi_mesh.config.edge.login import LoginConfig
 
 
 class OAuth2Verifier(Verifier):
@@ -64,14 +69,16 @@ class OAuth2AuthProvider(TokenProvider[OAuth2AuthConfig]):
                            authorization_url="https://id.example.com/authorize",
                            token_url="https://id.example.com/token", audience="shop")
 
-    The gateway is a resource server: it checks tokens that clients bring, and does not log users in, so
-    `authorization_url` (and `token_url`) are for the OpenAPI description. Where nothing else is given, the origin of
-    `token_url` is taken for the issuer, and its metadata must name that very `token_url`. `issuer` says it outright;
+    The gateway is a resource server: it checks tokens that clients bring. With `login`, a LoginConfig or a table of its
+    settings, it logs browsers in, too (`auth.login` of a route or of the gateway sends them there); without it,
+    `authorization_url` is for the OpenAPI description. Where nothing else is given, the origin of `token_url` is taken
+    for the issuer, and its metadata must name that very `token_url`. `issuer` says it outright;
     `jwks_url` or `jwks` give the keys, and `introspection_url` the endpoint of RFC 7662, called with `client_id` and
     `client_secret`.
 
-    JWTs are checked here; their `aud` must be `audience`, which is `client_id` unless given. Other tokens are asked
-    about, and what is active is remembered for `cache_ttl` seconds, never past its `exp`. Raises ConfigurationError.
+    JWTs are checked here; their `aud` must be `audience`, which is `client_id` unless given (with `login` it must be
+    given, for `client_id` is the audience of ID tokens). Other tokens are asked about, and what is active is remembered
+    for `cache_ttl` seconds, never past its `exp`. Raises ConfigurationError.
     """
 
     def __init__(
@@ -103,6 +110,7 @@ class OAuth2AuthProvider(TokenProvider[OAuth2AuthConfig]):
         keys_stale: float | None = None,
         timeout: float | None = None,
         allow_http: bool | None = None,
+        login: LoginConfig | Mapping[str, object] | bool | None = None,
     ) -> None:
         given = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
         self._take(settings_from(OAuth2AuthConfig, given, "OAuth2AuthProvider"))
@@ -112,7 +120,12 @@ class OAuth2AuthProvider(TokenProvider[OAuth2AuthConfig]):
 
     @property
     def settings(self) -> object:
-        return (OAuth2AuthProvider, self._config, self._secret)
+        return (OAuth2AuthProvider, self._config, self._secret, self._session_secrets)
+
+    @property
+    def login(self) -> LoginConfig | None:
+        """How browsers log in with it; None where they don't."""
+        return self._config.login
 
     def security_scheme(self) -> Mapping[str, object]:
         config = self._config
@@ -126,25 +139,58 @@ class OAuth2AuthProvider(TokenProvider[OAuth2AuthConfig]):
 
     def open(self, tools: Tools) -> Verifier:
         config = self._config
-        http = Issuer(timeout=config.timeout, allow_http=config.allow_http)
-        issuer = config.discovered_issuer
-        metadata = None
-        issuers: tuple[str, ...] = ()
-        if issuer is not None:
-            exact = config.issuer is not None
-            issuers = (issuer,) if exact else (issuer, f"{issuer}/")
-            metadata = Metadata(issuer, http, tools, exact=exact, token_url=config.token_url)
-        rules = rules_of(config, tools.name, issuers)
+        http, metadata, rules = self._server(tools)
         tokens = None
         if config.has_keys:
-            ours = replace(rules, audience=frozenset(config.audience or (config.client_id,)))
+            # With a login the client's id is the audience of ID tokens, which go through browsers and their histories.
+            usual = () if config.login is not None else (config.client_id,)
+            ours = replace(rules, audience=frozenset(config.audience or usual))
             tokens = TokenVerifier(ours, tools, lambda changed: self._new_keys(metadata, http, tools, changed))
         return OAuth2Verifier(tokens, self._new_introspector(metadata, http, tools, rules))
+
+    def open_logins(self, tools: Tools) -> BrowserLogins:
+        """What logs browsers in for an open gateway; for a provider with `login`."""
+        config, login = self._config, self._config.login
+        assert login is not None, "only asked for where there is a login"
+        http, metadata, rules = self._server(tools)
+        rules = replace(
+            rules,
+            audience=frozenset((config.client_id,)),
+            required=("iss", "sub", "aud", "exp", "iat"),
+            token_type=None,
+        )
+        verifier = TokenVerifier(rules, tools, lambda changed: self._new_keys(metadata, http, tools, changed))
+        client = ClientConfig(
+            config.client_id,
+            rules.issuers,
+            login.scopes,
+            config.authorization_url,
+            config.token_url,
+            login.parameters,
+        )
+        flow = CodeFlow(client, metadata=metadata, http=http, credentials=self._credentials(), verifier=verifier)
+        sealers = [Sealer(self._session_secrets, f"{purpose} {config.client_id}") for purpose in ("session", "login")]
+        return BrowserLogins(tools.name, login, flow, Sessions(sealers[0], rules), sealers[1], tools)
+
+    def _server(self, tools: Tools) -> tuple[Issuer, Metadata | None, ClaimRules]:
+        """How the server is called, what it says of itself, and what its tokens must say."""
+        config = self._config
+        http = Issuer(timeout=config.timeout, allow_http=config.allow_http)
+        issuer = config.discovered_issuer
+        if issuer is None:
+            return http, None, rules_of(config, tools.name, ())
+        exact = config.issuer is not None
+        metadata = Metadata(issuer, http, tools, exact=exact, token_url=config.token_url)
+        return http, metadata, rules_of(config, tools.name, (issuer,) if exact else (issuer, f"{issuer}/"))
+
+    def _credentials(self) -> ClientCredentials:
+        return ClientCredentials(self._config.client_id, self._secret, self._config.client_auth)
 
     def _take(self, config: OAuth2AuthConfig) -> None:
         self._config = config
         self.name = config.name or "oauth2"
         self._secret = secret_of(config.client_secret, config.client_secret_file, "client_secret_file")
+        self._session_secrets = () if config.login is None else session_secrets(config.login)
         self._algorithms = config.algorithm or ("RS256",)
         self._ring = None
         if config.jwks is not None:
@@ -177,6 +223,6 @@ class OAuth2AuthProvider(TokenProvider[OAuth2AuthConfig]):
             http,
             tools,
             rules=rules,
-            credentials=ClientCredentials(config.client_id, self._secret, config.client_auth),
+            credentials=self._credentials(),
             ttl=config.cache_ttl,
         )

@@ -12,6 +12,8 @@ from fastapi_mesh.api_gateway.auth.challenges import Challenges
 from fastapi_mesh.api_gateway.auth.identity import Identity, PlainIdentity, SignedIdentity, Told, identity_names
 from fastapi_mesh.api_gateway.auth.jwt import JWTAuthProvider
 from fastapi_mesh.api_gateway.auth.layer import Authenticate, Authorize, Entry, StripIdentity
+from fastapi_mesh.api_gateway.auth.login.layer import AuthenticateBrowser, Browsers, StripSessions
+from fastapi_mesh.api_gateway.auth.login.wiring import LoginPlan, login_problems, new_logins
 from fastapi_mesh.api_gateway.auth.oauth2 import OAuth2AuthProvider
 from fastapi_mesh.api_gateway.auth.reading import Reader
 from fastapi_mesh.api_gateway.auth.tokens import UpstreamToken, UpstreamTokens, new_upstream_tokens
@@ -50,24 +52,32 @@ class AuthPlan:
     """Whether routes that ask nobody drop what clients say of who they are: services of this gateway believe it."""
     tokens: dict[int, dict[str, UpstreamTokens]]
     """By the id of the route, which lives as long as its chain; then by service."""
+    logins: LoginPlan | None = None
 
     def authenticate(self, inner: GatewayService, route: Route, meter: AuthMeter | None) -> GatewayService | None:
         """The layer that finds out who it is, or the one that lets nobody pretend to have been asked."""
         config = route.config
         if not self.config.enabled or not is_asked(config, self.config):
-            return StripIdentity(inner, self.never) if self.strips else None
+            stripped = StripIdentity(inner, self.never) if self.strips else None
+            return stripped if self.logins is None else StripSessions(stripped or inner, self.logins.jar)
         asked = config.auth or _NOTHING
         keep = self.config.forward_credentials if asked.forward_credentials is None else asked.forward_credentials
         entries = self._entries_of(asked)
-        return Authenticate(
+        reader = Reader((place for entry in entries for place in entry.places), keep=keep, never=self.never)
+        credentials = Authenticate(
             inner,
             entries,
-            Reader((place for entry in entries for place in entry.places), keep=keep, never=self.never),
+            reader,
             self._challenges(asked),
             optional=asked.optional,
             try_next=self.config.try_next,
             meter=meter,
         )
+        if self.logins is None:
+            return credentials
+        desks = tuple(self.logins.desks[entry.name] for entry in entries if entry.name in self.logins.desks)
+        redirects = bool(desks) and (self.config.login if asked.login is None else asked.login)
+        return AuthenticateBrowser(inner, credentials, Browsers(desks, self.logins.jar, redirects))
 
     def authorize(self, inner: GatewayService, route: Route, meter: AuthMeter | None) -> GatewayService | None:
         """The layer that asks for scopes and roles."""
@@ -112,6 +122,9 @@ def new_plan(
     auth = config.auth
     providers = _named([*given, *(new_provider(each) for each in auth.providers)])
     problems = _problems([route.config for route in routes], auth, [name for name, _ in providers])
+    problems += login_problems(
+        providers, ((route.config, is_asked(route.config, auth)) for route in routes), by_default=auth.login
+    )
     if tools.production:
         problems += [line(("auth", name), text) for name, each in providers for text in each.warnings()]
         if not auth.enabled:
@@ -135,6 +148,7 @@ def new_plan(
         identity_names(auth.identity),
         bool(providers),
         _tokens(config, routes, engines, tools),
+        new_logins(providers, engines, tools) if auth.enabled else None,
     )
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from fastapi_mesh.config.edge.login import HOW_TO_MAKE_ONE, weakness
 from fastapi_mesh.config.problems import explain
 from fastapi_mesh.exceptions import ConfigurationError
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from pydantic import SecretStr
+
+    from fastapi_mesh.config.edge.login import LoginConfig
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -39,6 +42,18 @@ def settings_from(
 def secret_of(secret: SecretStr | None, file: str | None, setting: str) -> str | None:
     """The secret itself, or what is in its file. Raises ConfigurationError."""
     return secret.get_secret_value() if secret is not None else content_of(file, setting)
+
+
+def session_secrets(login: LoginConfig) -> tuple[str, ...]:
+    """The secrets of a login's sessions, or those in its file, the one that seals first. Raises ConfigurationError."""
+    if login.session_secret:
+        return tuple(each.get_secret_value() for each in login.session_secret)
+    text = content_of(login.session_secret_file, "login.session_secret_file") or ""
+    listed = [each.strip() for each in text.splitlines() if each.strip()]
+    if not listed or (problem := weakness(listed)):
+        said = problem if listed else f"has no secret in it; {HOW_TO_MAKE_ONE}"
+        raise ConfigurationError(f"login.session_secret_file: {login.session_secret_file} {said}")
+    return tuple(listed)
 
 
 def content_of(file: str | None, setting: str) -> str | None:

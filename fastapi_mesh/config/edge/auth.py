@@ -6,15 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 
-from fastapi_mesh.config.edge.providers import (
-    Names,
-    Provider,
-    PublicUrl,
-    Roles,
-    Scopes,
-    known_algorithm,
-    url_problem,
-)
+from fastapi_mesh.config.edge.credentials import Names, PublicUrl, Roles, Scopes, known_algorithm, url_problem
+from fastapi_mesh.config.edge.providers import Provider
 from fastapi_mesh.config.fields import Count, Frozen, Problems, Seconds, Token, shown
 
 
@@ -58,6 +51,10 @@ class AuthConfig(Frozen):
         default=False,
         description="Try the other credentials of a request whose first one is wrong, instead of refusing it.",
     )
+    login: bool = Field(
+        default=False,
+        description="Send browsers that nobody has logged in to log in, where the route doesn't say. Others get 401.",
+    )
     forward_credentials: bool = Field(
         default=False, description="Send checked credentials on to the service, where the route doesn't say."
     )
@@ -74,6 +71,9 @@ class RouteAuthConfig(Frozen):
     optional: bool = Field(
         default=False, description="Let clients without a credential through; a wrong credential is refused."
     )
+    login: bool | None = Field(
+        default=None, description="Send browsers without a session to log in; others get 401. None: as the gateway."
+    )
     forward_credentials: bool | None = Field(
         default=None, description="Send the checked credential on to the service; None: as the gateway."
     )
@@ -84,6 +84,8 @@ class RouteAuthConfig(Frozen):
             raise Problems([(("providers",), "is empty, so nobody could be let in; leave it out for all")])
         if self.optional and (self.scopes or self.roles):
             raise Problems([(("optional",), "clients without a credential have no scope and no role")])
+        if self.optional and self.login:
+            raise Problems([(("login",), "nobody is sent to log in where authentication is optional")])
         return self
 
 

@@ -15,7 +15,7 @@ _STRANGER = "https://a1b2c3d4.invalid"
 """An origin that no pattern means; one that matches it matches everybody."""
 
 
-def _origin(value: str) -> str:
+def origin(value: str) -> str:
     """`value` as browsers write it: scheme and host in lower case, no default port, no path."""
     if value in (ANY, "null"):
         return value
@@ -58,7 +58,7 @@ def _lower(values: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(value.lower() for value in values))
 
 
-Origins = Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], OneOrMany]
+Origins = Annotated[tuple[Annotated[str, AfterValidator(origin)], ...], OneOrMany]
 Names = Annotated[tuple[Token, ...], OneOrMany, AfterValidator(_lower)]
 
 

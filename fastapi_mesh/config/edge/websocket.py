@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from fastapi_mesh.config.fields import Count, Delay, Frozen, Seconds
+from fastapi_mesh.config.edge.cors import ANY, origin
+from fastapi_mesh.config.fields import Count, Delay, Frozen, OneOrMany, Seconds
 
 if TYPE_CHECKING:
     from pydantic import GetJsonSchemaHandler
@@ -15,6 +16,18 @@ if TYPE_CHECKING:
 
 MIB = 1024 * 1024
 _WORDS = {"true": True, "false": False, "on": True, "off": False, "yes": True, "no": False}
+
+SELF = "self"
+"""Stands for the origin under which the client knows the gateway."""
+
+
+def _origin(value: str) -> str:
+    if value == ANY:
+        raise ValueError("'*' allows what is allowed without allowed_origins; leave it out")
+    return value if value == SELF else origin(value)
+
+
+SocketOrigins = Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], OneOrMany]
 
 
 class WebSocketPolicy(Frozen):
@@ -35,6 +48,15 @@ class WebSocketPolicy(Frozen):
         default=0.0, description="Seconds without a message either way after which it closes with 1001; 0: never."
     )
     max_lifetime: Delay = Field(default=0.0, description="Seconds after which it closes with 1001; 0: never.")
+    outlive_token: bool = Field(
+        default=False,
+        description="Stay open when the client's token or session ends; false: it closes with 1008 then.",
+    )
+    allowed_origins: SocketOrigins = Field(
+        default=(),
+        description="Origins whose pages may open one, like 'https://app.example.com'; 'self': the gateway's own. "
+        "Others get 403; clients that are no browsers name none. Empty: any, with a browser's session its own.",
+    )
     compression: bool = Field(
         default=False, description="Offer permessage-deflate to the service; the server in front does to clients."
     )
