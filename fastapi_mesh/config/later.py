@@ -11,7 +11,6 @@ from pydantic_core import PydanticCustomError, core_schema
 from fastapi_mesh.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
 
     from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
     from pydantic.json_schema import JsonSchemaValue
@@ -22,9 +21,6 @@ VERSION = "0.1"
 LATER: dict[str, str] = {
     # routes of a gateway
     # services behind a gateway, balancing
-    "health_check": "active health checks are",
-    "health_check_interval": "active health checks are",
-    "health_check_required": "active health checks are",
     "sticky_sessions": "sticky sessions are",
     "session_affinity_header": "sticky sessions are",
     # identity
@@ -35,18 +31,12 @@ LATER: dict[str, str] = {
     "auto_cert_renewal": "renewing certificates is",
     "cert_authority": "issuing certificates is",
     "security_policies": "access rules between services are",
-    # discovery beyond one machine
-    "host": "a registry on the network is",
-    "port": "a registry on the network is",
-    "token": "a registry on the network is",
 }
 """Option to what it belongs to, as the beginning of the sentence "... not part of this version"."""
 
 LATER_METHODS: dict[str, str] = {
     # of a mesh
     "watch_service": "watching a service is",
-    "get_config": "distributed configuration is",
-    "watch_config": "distributed configuration is",
     "require_valid_cert": "mutual TLS is",
 }
 """Method of the product description to what it belongs to, likewise."""
@@ -89,13 +79,6 @@ def missing_attribute(owner: object, name: str) -> AttributeError:
     if name in LATER_METHODS:
         return NotInThisVersionError(f"{kind}.{name}: {not_yet(LATER_METHODS[name])}")
     return AttributeError(f"{kind!r} object has no attribute {name!r}", name=name, obj=owner)
-
-
-def refuse_unavailable(options: Mapping[str, object]) -> None:
-    """Raise ConfigurationError, naming all of `options` (by keyword) that are switched on."""
-    problems = [f"{name}: {refusal(name)}" for name, value in options.items() if not is_off(value)]
-    if problems:
-        raise ConfigurationError(problems=problems)
 
 
 @dataclass(frozen=True, slots=True)

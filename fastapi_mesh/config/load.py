@@ -52,6 +52,7 @@ def load_mesh_config(
     file: File | None = None,
     env: Mapping[str, str] | None = None,
     strict: bool = False,
+    stored: SettingsLayer | None = None,
     **code: object,
 ) -> MeshConfig:
     """The settings of a node: keyword arguments over MESH_* over SERVICE_NAME and the like over `file`.
@@ -59,13 +60,15 @@ def load_mesh_config(
     `settings` are keyword arguments as a mapping. `file` is a TOML, YAML or JSON file, else the one MESH_CONFIG_FILE
     names; `env` is os.environ unless given. A keyword that is None counts as not given; besides the fields of
     MeshConfig there are `discovery_backend` and `discovery_config`, the description's names for parts of `discovery`.
-    Unknown MESH_* names are logged; with `strict` they are problems. Raises ConfigurationError with all problems.
+    Unknown MESH_* names are logged; with `strict` they are problems. `stored` is what a config store says
+    (`stored_mesh_layer`); it counts over the file. Raises ConfigurationError with all problems.
     """
     env = os.environ if env is None else env
     in_file, source = _file_layer(file, env, _mesh_part)
     in_code = SettingsLayer(_with_discovery({**(settings or {}), **code}))
-    variables, unknown = environment.mesh_variables(env, merged([in_file, in_code]))
-    layers = [in_file, environment.described(env, environment.MESH_NAMES), variables, in_code]
+    in_store = [] if stored is None else [stored.copy()]
+    variables, unknown = environment.mesh_variables(env, merged([in_file, *in_store, in_code]))
+    layers = [in_file, *in_store, environment.described(env, environment.MESH_NAMES), variables, in_code]
     layers.insert(0, _default_backend(merged(layers), env))
     return _validated(MeshConfig, layers, source, _reported(unknown, strict=strict))
 
@@ -102,6 +105,23 @@ def load_gateway_config(
     if not discoverable:
         problems += _unknown_services(layers, known_services)
     return _validated(GatewayConfig, layers, source, problems)
+
+
+def stored_mesh_layer(entry: Entry, allowed: Iterable[str]) -> SettingsLayer:
+    """What an entry of a config store says to a node, whose settings `allowed` may come from there.
+
+    Raises ConfigurationError when it is no table of settings, and for any other setting.
+    """
+    layer = _mesh_part(read_text(entry.text, entry.key, f"config store, {entry.key!r}"), True)
+    names = sorted(allowed)
+    wrong = [
+        line((name,), f"can't be set in a config store, which has {', '.join(names)}", layer.origin((name,)))
+        for name in layer.data
+        if name not in names
+    ]
+    if wrong:
+        raise ConfigurationError(problems=wrong, source=f"config store, {entry.key!r}")
+    return layer
 
 
 def stored_gateway_layer(entry: Entry) -> SettingsLayer:

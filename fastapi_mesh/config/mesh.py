@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from fastapi_mesh.config.backends import DiscoveryConfig
+from fastapi_mesh.config.backends import DiscoveryConfig, MeshStoreConfig
 from fastapi_mesh.config.fields import Delay, Frozen, Host, HttpPath, InstanceUrls, Port, Problems, ServiceName
 from fastapi_mesh.config.later import LaterOption, later
 from fastapi_mesh.config.overlay import misfits, overlay
@@ -37,6 +37,9 @@ class MeshConfig(Frozen):
     )
     discovery: DiscoveryConfig = Field(
         default=DiscoveryConfig(), description="Where instances are found and registered."
+    )
+    config_store: MeshStoreConfig = Field(
+        default=MeshStoreConfig(), description="Where configuration is kept that changes while programs run."
     )
     defaults: ServicePolicy = Field(default=ServicePolicy(), description="Policies of every service.")
     policies: dict[ServiceName, ServicePolicy] = Field(

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,7 +48,8 @@ class FileStore:
         seen, entry = await self._read(key)
         yield entry
         while True:
-            seen = await wait_settled(self._path(key), seen, interval=self._interval, clock=self._clock)
+            look = partial(self._signature, key)
+            seen = await wait_settled(look, seen, interval=self._interval, clock=self._clock)
             before = entry
             seen, entry = await self._read(key)
             if (entry and entry.text) != (before and before.text):
@@ -66,7 +68,16 @@ class FileStore:
             raise ConfigStoreError(f"{path} can't be removed: {error.strerror}") from error
 
     def _path(self, key: str) -> Path:
-        return self.folder / check_key(key)
+        """The key's file. A key without an ending, like 'database', may be 'database.json', as in a ConfigMap."""
+        path = self.folder / check_key(key)
+        if not path.suffix and not path.exists():
+            typed = path.with_name(f"{path.name}.json")
+            if typed.exists():
+                return typed
+        return path
+
+    def _signature(self, key: str) -> Signature:
+        return signature(self._path(key))
 
     async def _read(self, key: str) -> tuple[Signature, Entry | None]:
         """The file's signature from before it was read, so that a later change is never missed."""

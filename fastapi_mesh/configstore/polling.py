@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fastapi_mesh.core.clock import Clock
 
 Signature = tuple[int, int, int, int] | None
@@ -24,17 +27,25 @@ def signature(path: str | os.PathLike[str]) -> Signature:
 
 
 async def wait_settled(
-    path: str | os.PathLike[str], seen: Signature, *, interval: float, clock: Clock, vanished: int = 4
+    path: str | os.PathLike[str] | Callable[[], Signature],
+    seen: Signature,
+    *,
+    interval: float,
+    clock: Clock,
+    vanished: int = 4,
 ) -> Signature:
     """Wait until `path` is something else than `seen`, and has been so for one `interval` (seconds).
+
+    As a function it says itself what is there now.
 
     A file that is being written changes from look to look, so it is not taken half. A missing one must be missing for
     `vanished` looks: some editors move the old one away before the new one comes.
     """
+    look = path if callable(path) else partial(signature, path)
     before, same = seen, 0
     while True:
         await clock.sleep(interval)
-        now = signature(path)
+        now = look()
         same = same + 1 if now == before else 0
         before = now
         if now != seen and same >= (1 if now is not None else vanished):

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
-from fastapi_mesh.config.compat import balancing_policies, breaker_policies, retry_policies
 from fastapi_mesh.config.later import missing_attribute
 from fastapi_mesh.config.load import load_mesh_config
 from fastapi_mesh.core.clock import SystemClock
@@ -32,9 +31,12 @@ from fastapi_mesh.service_mesh.calls import (
     fill_path,
     value_of,
 )
+from fastapi_mesh.service_mesh.configuration import Configuration
 from fastapi_mesh.service_mesh.decorators import Decorators, open_meshes
 from fastapi_mesh.service_mesh.doors import HasState, Lifespan, lifespan_of
+from fastapi_mesh.service_mesh.in_code import SetUpInCode
 from fastapi_mesh.service_mesh.life import NodeLife
+from fastapi_mesh.service_mesh.live_settings import LiveSettings
 from fastapi_mesh.service_mesh.policy_table import PolicyTable
 from fastapi_mesh.service_mesh.sources import Sources
 from fastapi_mesh.service_mesh.stack import Parts, Stack
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
 
     from fastapi_mesh.config.mesh import MeshConfig
     from fastapi_mesh.config.policies import CallPolicy, ServicePolicy
+    from fastapi_mesh.configstore.base import ConfigStore
     from fastapi_mesh.core.clock import Clock
     from fastapi_mesh.core.events import CallRecord, Observer
     from fastapi_mesh.core.instance import ASGIApp, Instance, InstanceState
@@ -76,7 +79,7 @@ def _is_urls(target: object) -> bool:
     )
 
 
-class ServiceMesh:
+class ServiceMesh(SetUpInCode):
     """One node's view of the mesh.
 
     Settings not given here come from `MESH_*` environment variables, then from `config_file`, then from the defaults
@@ -89,7 +92,8 @@ class ServiceMesh:
     `services` are fixed instances, looked up before discovery: a URL, several, or an ASGI application that is called
     in this process without a socket. `default_policy` and `policies` are ServicePolicy objects. `discovery_backend`
     and `discovery_config` say where others are found; lists of both are asked in turn. `discovery` is a backend of your
-    own instead, or several; `wire`, `clock` and `observers` are for tests and extensions.
+    own instead, or several, and `config_store` a store of your own; `wire`, `clock` and `observers` are for tests and
+    extensions.
     """
 
     def __init__(
@@ -104,6 +108,7 @@ class ServiceMesh:
         discovery_backend: str | Sequence[str] | None = None,
         discovery_config: Mapping[str, object] | Sequence[Mapping[str, object]] | None = None,
         discovery: Discovery | Sequence[Discovery] | None = None,
+        config_store: ConfigStore | None = None,
         default_policy: ServicePolicy | None = None,
         policies: Mapping[str, ServicePolicy] | None = None,
         config: MeshConfig | None = None,
@@ -189,6 +194,14 @@ class ServiceMesh:
         )
         self.stack = Stack(self._wire, Parts(self.clock, self.observers, self.service_name, self.tracing))
         self._caller = Caller(self.send, clock=self.clock)
+        self.configuration = Configuration(
+            self.config, store=config_store, supervisor=self.supervisor, clock=self.clock, open_mesh=self.start
+        )
+        self.get_config = self.configuration.get
+        self.watch_config = self.configuration.watch
+        self._live_settings = LiveSettings(
+            self, code if config is None else config.model_dump(exclude_unset=True), config_file
+        )
         decorators = Decorators(self)
         self.circuit_breaker = decorators.circuit_breaker
         self.retry_policy = decorators.retry_policy
@@ -261,6 +274,8 @@ class ServiceMesh:
             self.supervisor.reopen()
             resources.push_async_callback(self.supervisor.aclose)
             resources.push_async_callback(self._wire.aclose)
+            await self.configuration.start(resources)
+            await self._live_settings.start(resources)
             await self._sources.start(resources)
             open_meshes.add(self)
             resources.callback(open_meshes.discard, self)
@@ -546,21 +561,6 @@ class ServiceMesh:
     def watch_services(self) -> AsyncIterator[tuple[KnownService, ...]]:
         """Which services there are, fixed ones and discovered: at once, and whenever it changes (`ServiceList`)."""
         return self._sources.chain.watch_services()
-
-    def configure_load_balancing(self, settings: Mapping[str, Mapping[str, object]]) -> None:
-        """Per service: `{"strategy": "least_connections", "weights": {"order-service-2": 2.0}}`."""
-        for service, section in balancing_policies(settings).items():
-            self.policies.change(service, load_balancing=section)
-
-    def configure_circuit_breakers(self, settings: Mapping[str, Mapping[str, object]]) -> None:
-        """Per service: `{"failure_threshold": 5, "recovery_timeout": 60, "half_open_max_calls": 3, "timeout": 10}`."""
-        for service, sections in breaker_policies(settings).items():
-            self.policies.change(service, **sections)
-
-    def configure_retry_policies(self, settings: Mapping[str, Mapping[str, object]]) -> None:
-        """Per service: `{"max_attempts": 3, "backoff_strategy": "exponential", "base_delay": 1.0, ...}`."""
-        for service, section in retry_policies(settings).items():
-            self.policies.change(service, retry=section)
 
     def health_check(self, check: Callable[[], T]) -> Callable[[], T]:
         """Decorator: `check` (async or not) says how this node is; its answer decides readiness and `/health`."""

@@ -5,20 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, field_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
-from fastapi_mesh.config.backends import StoreBackend, StoreConfig
+from fastapi_mesh.config.backends import StoreBackend, StoreConfig, StoreKey
 from fastapi_mesh.config.fields import Count, Frozen, Host, ListenPort, NotBool, Port, Problems, Seconds, ServiceName
-
-
-def _store_key(value: str) -> str:
-    if not value or value.startswith("/") or ".." in value.split("/") or not value.isprintable():
-        # Problems, because an error of a setting called "key" is not shown otherwise: it might be a secret.
-        raise Problems([((), f"{value!r} is not a key: letters, '.', '-' and '/' between them, like 'gateway.toml'")])
-    return value
-
-
-StoreKey = Annotated[str, AfterValidator(_store_key)]
 
 
 class ConfigStoreConfig(StoreConfig):
