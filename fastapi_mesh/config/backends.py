@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
-from fastapi_mesh.config.fields import Seconds, shown
+from fastapi_mesh.config.fields import Problems, Seconds, shown
 from fastapi_mesh.config.later import not_yet
 from fastapi_mesh.config.problems import suggestion
 from fastapi_mesh.config.servers import ServerSettings
@@ -101,6 +101,14 @@ class DiscoveryConfig(ServerSettings):
         return heartbeat
 
 
+def _store_key(value: str) -> str:
+    if not value or value.startswith("/") or ".." in value.split("/") or not value.isprintable():
+        # Problems, because an error of a setting called "key" is not shown otherwise: it might be a secret.
+        raise Problems([((), f"{value!r} is not a key: letters, '.', '-' and '/' between them, like 'gateway.toml'")])
+    return value
+
+
+StoreKey = Annotated[str, AfterValidator(_store_key)]
 StoreBackend = Literal["local", "file", "memory", "consul", "etcd", "kubernetes"]
 
 
@@ -145,3 +153,15 @@ class StoreConfig(ServerSettings):
         if path is None and info.data.get("backend") == "file":
             raise ValueError("the backend 'file' needs the folder in which its keys are files")
         return path
+
+
+class MeshStoreConfig(StoreConfig):
+    """Where `mesh.get_config` and `mesh.watch_config` look, and a node's own settings that change while it runs."""
+
+    GENERAL: ClassVar[tuple[str, ...]] = ("backend", "key")
+
+    key: StoreKey | None = Field(
+        default=None,
+        description="The key of this node's own settings: `defaults`, `policies`, `services` and `drain_delay` there "
+        "count over the settings file, and are taken over while the node runs. None: nowhere.",
+    )
