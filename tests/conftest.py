@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import os
 import shutil
+import sys
 import tempfile
 from typing import TYPE_CHECKING
 
@@ -20,12 +21,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-pytest_plugins = ["fastapi_mesh.testing.plugin", "tests.support.redis", "tests.support.consul"]
+pytest_plugins = ["fastapi_mesh.testing.plugin", "tests.support.redis", "tests.support.consul", "tests.support.etcd"]
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Keep the run's own environment out of the tests: its variables, and the user's registry."""
     hide_requirement()
+    # The tests start some two hundred processes, each of which would compile the whole package for itself.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
     os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="fastapi-mesh-tests-")
 
 

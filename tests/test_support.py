@@ -74,6 +74,17 @@ def test_a_missing_server_fails_only_where_servers_are_required(monkeypatch, tmp
     assert (relaxed.is_failure, required.is_failure, refused.is_failure) == (False, True, False)
 
 
+def test_servers_that_are_here_can_be_left_out(monkeypatch, tmp_path):
+    (tmp_path / "wrk").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    monkeypatch.delenv("TESTS_WITHOUT_SERVERS", raising=False)
+    found = servers.find("wrk")
+    monkeypatch.setenv("TESTS_WITHOUT_SERVERS", "1")
+
+    assert (found, servers.find("wrk")) == (str(tmp_path / "wrk"), None)
+
+
 def test_the_fixtures_of_the_package_are_found_by_any_project_s_pytest():
     (entry,) = importlib.metadata.entry_points(group="pytest11", name="fastapi_mesh")
     plugin = entry.load()
