@@ -7,6 +7,7 @@ import pytest
 from fastapi_mesh.core.events import (
     BudgetExhausted,
     CircuitChanged,
+    ExcessDropped,
     InstanceEjected,
     InstanceRestored,
     InstancesChanged,
@@ -23,6 +24,8 @@ def test_changes_are_logged_and_calls_are_not(caplog: pytest.LogCaptureFixture) 
         InstanceRestored("users", "users-1"),
         InstancesChanged("users", ("users-2",), ("users-1",), 1),
         BudgetExhausted("users"),
+        ExcessDropped("users", "10.0.0.1:8080", True),
+        ExcessDropped("users", "10.0.0.1:8080", False),
     ):
         log_changes(event)
     assert caplog.messages == [
@@ -31,4 +34,8 @@ def test_changes_are_logged_and_calls_are_not(caplog: pytest.LogCaptureFixture) 
         "users-1 of users keeps failing; it gets no calls for 30 s",
         "users-1 of users is back",
         "users has 1 instance, new: users-2, gone: users-1",
+        (
+            "users at 10.0.0.1:8080 sends more than its answers say (a wrong Content-Length?); what is over is dropped "
+            "and the connection closed; said once, counted in mesh_excess_dropped_total"
+        ),
     ]

@@ -17,6 +17,7 @@ from fastapi_mesh.core.events import (
     CallFinished,
     CallRecord,
     CircuitChanged,
+    ExcessDropped,
     InstanceEjected,
     InstanceRestored,
     InstancesChanged,
@@ -88,10 +89,11 @@ def test_every_other_event_has_its_metric():
     metrics(InstanceRestored("users", "a"))
     metrics(BudgetExhausted("users"))
     metrics(TrailersDropped("users"))
+    metrics(ExcessDropped("users", "10.0.0.1:8080", True))
     metrics(LoopFailed("watch users", "OSError: no", 0.1))
 
     assert value(metrics, "mesh_instances", service="users") == 2
-    for name in ("ejections", "restorations", "retry_budget_exhausted", "trailers_dropped"):
+    for name in ("ejections", "restorations", "retry_budget_exhausted", "trailers_dropped", "excess_dropped"):
         assert value(metrics, f"mesh_{name}_total", service="users") == 1, name
     assert value(metrics, "mesh_loop_failures_total", loop="watch users") == 1
 

@@ -67,6 +67,9 @@ class FakeTransport(asyncio.Transport):
 class FakePool:
     """Keeps what a connection tells its pool."""
 
+    service = "users"
+    authority = "10.0.0.1:80"
+
     def __init__(self, loop: FakeLoop) -> None:
         self.loop = loop
         self.released: list[H1Connection] = []
@@ -76,7 +79,8 @@ class FakePool:
         self.released.append(connection)
 
     def withdraw(self, connection: H1Connection) -> None:
-        self.released.remove(connection)
+        if connection in self.released:
+            self.released.remove(connection)
 
     def lost(self, connection: H1Connection) -> None:
         return

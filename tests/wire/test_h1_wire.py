@@ -316,13 +316,12 @@ async def test_garbage_between_the_chunks_fails_the_body(wire: H1Wire):
         await asyncio.wait_for(server.peers[0].ended.wait(), 5)
 
 
-async def test_two_answers_to_one_request_are_refused_and_never_taken_for_the_next_one(wire: H1Wire):
+async def test_of_two_answers_to_one_request_the_second_is_never_taken_for_the_next_one(wire: H1Wire):
     async with BadServer(answering(OK + b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil"), answering()) as server:
-        with pytest.raises(UpstreamProtocolError):
-            await get(wire, server)
-        response = await get(wire, server)
+        for _ in range(2):
+            response = await get(wire, server)
+            assert await response.read() == b"ok"
 
-        assert await response.read() == b"ok"
         assert len(server.peers) == 2
 
 

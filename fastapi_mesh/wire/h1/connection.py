@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import select
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
 import httptools
 
-from fastapi_mesh.core.events import TrailersDropped
+from fastapi_mesh.core.events import ExcessDropped, TrailersDropped
 from fastapi_mesh.exceptions import UpstreamConnectionError, UpstreamProtocolError
 from fastapi_mesh.wire.h1.body import SWITCHED
 from fastapi_mesh.wire.h1.framing import CHUNKED, UNTIL_CLOSE, idle_timeout, is_persistent, response_framing
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fastapi_mesh.core.events import Observer
     from fastapi_mesh.core.message import Header
     from fastapi_mesh.wire.h1.body import Exchange
@@ -32,6 +35,8 @@ class Counters:
     reused: int = 0
     stale_retries: int = 0
     trailers_dropped: int = 0
+    excess_dropped: int = 0
+    excess_of: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,7 @@ class Settings:
     counters: Counters
 
 
+_POLL = getattr(select, "poll", None)  # Windows has none
 _START = b"HTTP/1."
 _END = b"\r\n\r\n"
 
@@ -71,6 +77,7 @@ class H1Connection(asyncio.Protocol):
         "_linger",
         "_overhead",
         "_parser",
+        "_poll",
         "_reading_paused",
         "_settings",
         "_suspect",
@@ -110,6 +117,7 @@ class H1Connection(asyncio.Protocol):
         self._reading_paused = False
         self._eof = False
         self._linger: asyncio.TimerHandle | None = None
+        self._poll: Callable[[int], list[tuple[int, int]]] | None = None
         self._reset_parser()
 
     # What the pool and the exchange ask for.
@@ -134,7 +142,19 @@ class H1Connection(asyncio.Protocol):
             self.transport.resume_reading()
 
     def usable(self) -> bool:
-        return not self.closed and not self.transport.is_closing()
+        """Whether a request may go out on it now: it is open, and nothing has come that nobody asked for.
+
+        What the kernel has and the loop has not brought yet would be taken for the answer to that request: excess of
+        the answer before it, which may be somebody else's answer by another's making (response splitting), a 408 of a
+        server that waited too long, or the end of the connection.
+        """
+        if self.closed or self.transport.is_closing():
+            return False
+        if self._poll is None or not self._poll(0):
+            return True
+        if self.transport.get_extra_info("ssl_object") is not None:
+            self.close()  # it may be a record that is none of the application's, and the loop would say nothing
+        return False  # else the loop is about to bring it, and `data_received` or `eof_received` ends the connection
 
     def close(self) -> None:
         """Close it in good order: what was written goes out, TLS says goodbye; after 2 s it is cut."""
@@ -163,6 +183,10 @@ class H1Connection(asyncio.Protocol):
         self.made = True
         if self.closed:
             self.transport.abort()
+        elif _POLL is not None and (socket := transport.get_extra_info("socket")) is not None:
+            poll = _POLL()
+            poll.register(socket.fileno(), select.POLLIN)
+            self._poll = poll.poll
 
     def data_received(self, data: bytes) -> None:
         exchange = self._exchange
@@ -170,6 +194,7 @@ class H1Connection(asyncio.Protocol):
             if not self.closed:  # unsolicited: whatever it is, it would be taken for the next answer
                 self.pool.withdraw(self)
                 self.abort()
+                self._tell_excess(self.pool.service)
             return
         if exchange.status == SWITCHED:
             exchange.parts.append(data)
@@ -186,16 +211,20 @@ class H1Connection(asyncio.Protocol):
             self._feed(data)
         except httptools.HttpParserUpgrade as upgrade:
             self._switched(exchange, data[upgrade.args[0] :])
-        except httptools.HttpParserCallbackError as error:
-            cause = error.__context__
-            exchange.lose(cause if isinstance(cause, UpstreamProtocolError) else UpstreamProtocolError(str(error)))
         except httptools.HttpParserError as error:
-            exchange.lose(UpstreamProtocolError(f"the answer is not valid HTTP: {error}"))
+            if self._complete:
+                self._finish(exchange, excess=True)
+                return
+            cause = error.__context__
+            if not isinstance(cause, UpstreamProtocolError):
+                cause = UpstreamProtocolError(f"the answer is not valid HTTP: {error}")
+            exchange.lose(cause)
         except UpstreamProtocolError as error:
             exchange.lose(error)
         else:
             if self._complete:
-                self._finish(exchange, data)
+                doubtful = exchange.to_head or data[-1] in b"\r\n"
+                self._finish(exchange, excess=doubtful and self._ends_late(exchange, data))
             else:
                 self._progress(exchange, len(data), before)
 
@@ -319,7 +348,7 @@ class H1Connection(asyncio.Protocol):
             if version == "1.0":
                 raise UpstreamProtocolError("transfer-encoding in HTTP/1.0")
             self._overhead = 0
-            self._headers = []  # trailers come the same way and must not be added to the head
+        self._headers = []  # trailers come the same way, even after a head that has no body, and are no part of it
         self._keep_alive = self._length != UNTIL_CLOSE and is_persistent(headers, version)
         if status >= 200:
             self._complete = exchange.to_head
@@ -360,21 +389,27 @@ class H1Connection(asyncio.Protocol):
             self._reading_paused = True
             self.transport.pause_reading()
 
-    def _finish(self, exchange: Exchange, data: bytes) -> None:
-        """The message is complete: give the connection back, then tell whoever waits for it."""
-        if (exchange.to_head and exchange.parts) or (data[-1] in b"\r\n" and self._has_excess(exchange, data)):
-            exchange.lose(UpstreamProtocolError("data after the end of the message"))
-            return
+    def _finish(self, exchange: Exchange, *, excess: bool) -> None:
+        """The message is complete: give the connection back, then tell whoever waits for it.
+
+        With `excess` there came more than the message has. What is over is neither a part of it nor an answer (RFC 9112
+        section 6.3), and the connection ends with it.
+        """
         self._exchange = None
-        if exchange.to_head:
-            self._reset_parser()  # it waits for a body that doesn't come
-        elif self._length == CHUNKED and self._headers:
+        if self._length == CHUNKED and self._headers:
             self._settings.counters.trailers_dropped += 1
             if self._settings.observer is not None:
                 self._settings.observer(TrailersDropped(exchange.service))
+        if exchange.to_head:
+            self._reset_parser()  # it waits for a body that doesn't come
         if self._reading_paused:
             self.resume_reading()
-        if exchange.sending:
+        if excess:
+            self.abort()
+            self._tell_excess(exchange.service)
+            if not self._length:
+                exchange.parts.clear()
+        elif exchange.sending:
             self.abort()
         elif self._keep_alive and self.keep_for > 0:
             self.pool.release(self)
@@ -382,13 +417,27 @@ class H1Connection(asyncio.Protocol):
             self.close()
         exchange.on_complete()
 
-    def _has_excess(self, exchange: Exchange, data: bytes) -> bool:
-        """Whether empty lines follow the end of the message, which llhttp skips; `data` ends in CR or LF."""
+    def _ends_late(self, exchange: Exchange, data: bytes) -> bool:
+        """Whether more than the message is in `data` that llhttp says nothing of: empty lines, a body after a HEAD.
+
+        Asked when `data` ends in CR or LF, and for HEAD. Empty lines after a body of such are not seen, and do no harm.
+        """
         if self._length > 0:
             return not data.endswith(exchange.parts[-1])
-        if exchange.to_head and not self._interim and 0 <= data.find(_END) != len(data) - 4:
+        if exchange.to_head and (
+            exchange.parts or data[-1] != 10 or (not self._interim and 0 <= data.find(_END) != len(data) - 4)
+        ):
             return True
         return len(data) >= 5 and (data[-4:] != _END or data[-5] in b"\r\n")
+
+    def _tell_excess(self, service: str) -> None:
+        counters = self._settings.counters
+        counters.excess_dropped += 1
+        first = service not in counters.excess_of
+        if first and len(counters.excess_of) < 1000:
+            counters.excess_of.add(service)
+        if self._settings.observer is not None:
+            self._settings.observer(ExcessDropped(service, self.pool.authority, first))
 
     def _switched(self, exchange: Exchange, rest: bytes) -> None:
         """101: from here on the connection belongs to another protocol (RFC 9110 section 7.8)."""

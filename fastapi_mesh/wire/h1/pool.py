@@ -23,7 +23,8 @@ class Pool:
     """The connections to one address with one TLS context. Every step is O(1).
 
     Last in, first out: the most recently used connection is the least likely to have been closed by the instance,
-    and after a burst the surplus ages out. `open` counts connections including those being made.
+    and after a burst the surplus ages out. `open` counts connections including those being made. `service` is the first
+    one that called there, `authority` the address, for people to read.
     """
 
     __slots__ = (
@@ -39,9 +40,11 @@ class Pool:
         "_settings",
         "_ssl",
         "_sweeper",
+        "authority",
         "host_line",
         "loop",
         "open",
+        "service",
     )
 
     def __init__(
@@ -63,6 +66,8 @@ class Pool:
         self._idle: OrderedDict[H1Connection, None] = OrderedDict()
         self._queue: OrderedDict[asyncio.Future[H1Connection | None], None] = OrderedDict()
         self._sweeper: asyncio.TimerHandle | None = None
+        self.service = instance.service
+        self.authority = instance.authority.decode("latin-1")
         self.host_line = b"host: " + instance.authority
         self.loop = asyncio.get_running_loop()
         self.open = 0
@@ -80,10 +85,11 @@ class Pool:
         idle = self._idle
         while idle:
             connection = idle.popitem()[0]
-            if connection.expires > monotonic() and not connection.transport.is_closing():
+            if connection.expires <= monotonic():
+                connection.close()
+            elif connection.usable():
                 self._settings.counters.reused += 1
                 return connection
-            connection.close()
         return None
 
     async def acquire(self, request: Request) -> H1Connection:
@@ -219,7 +225,7 @@ class Pool:
             raise
         finally:
             self._connecting.discard(limit)
-        if not connection.usable():
+        if connection.closed or connection.transport.is_closing():
             raise UpstreamConnectionError("the connection was closed at once", service=service)
         self._all.add(connection)
         self._settings.counters.created += 1

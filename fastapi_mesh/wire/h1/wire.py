@@ -75,6 +75,7 @@ class H1Wire:
             "reused": counters.reused,
             "stale_retries": counters.stale_retries,
             "trailers_dropped": counters.trailers_dropped,
+            "excess_dropped": counters.excess_dropped,
         }
 
     async def __call__(self, request: Request) -> Response:
