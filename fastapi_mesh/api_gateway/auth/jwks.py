@@ -141,7 +141,8 @@ class RemoteKeys:
         await self._http.aclose()
 
     async def _ask_for_unknown(self, token: Compact, now: float) -> Key:
-        if self._flights or now - self._asked_for_unknown >= self._policy.cooldown:
+        failed_before = self._failures and now >= self._retry_at
+        if self._flights or failed_before or now - self._asked_for_unknown >= self._policy.cooldown:
             if not self._flights:
                 self._asked_for_unknown = now
             await self._flights.join("keys", self._load)
@@ -149,7 +150,12 @@ class RemoteKeys:
             key = self._ring.find(token)
             if key is not None:
                 return key
+        if self._failures:  # it may be one of the keys that could not be fetched
+            raise ProviderUnavailableError("the keys could not be fetched", retry_after=self._wait())
         raise UnknownCredentialError("no key has this kid")
+
+    def _wait(self) -> float:
+        return max(1.0, self._retry_at - self._clock.now())
 
     async def _fetch_or_fail(self) -> None:
         wait = self._retry_at - self._clock.now()
@@ -157,8 +163,7 @@ class RemoteKeys:
             raise ProviderUnavailableError("the keys could not be fetched", retry_after=wait)
         await self._flights.join("keys", self._load)
         if self._ring is None or self._clock.now() - self._fetched >= self._policy.stale:
-            wait = max(1.0, self._retry_at - self._clock.now())
-            raise ProviderUnavailableError("the keys could not be fetched", retry_after=wait)
+            raise ProviderUnavailableError("the keys could not be fetched", retry_after=self._wait())
 
     async def _load(self) -> None:
         """Fetch the keys; a failure is kept as a count, because the keys at hand stay good."""

@@ -119,8 +119,12 @@ class Authenticate:
         return None
 
     async def _check(self, found: Found, request: Exchange) -> Principal:
+        """A provider that can't be asked is passed over: another one may know the credential. But then nobody who does
+        not know it has the last word.
+        """
         first: int | None = None
         refused: tuple[Entry, CredentialError] | None = None
+        unavailable: ProviderUnavailableError | None = None
         for entry, slots in self._entries:
             slot = next((slot for slot in slots if slot in found), None)
             if slot is None or not (first is None or slot == first or self._try_next):
@@ -137,16 +141,18 @@ class Authenticate:
                 refused = (entry, error)
                 logger.debug("%s: %s refuses this credential: %s", request.route.path, entry.name, error)
                 if not self._try_next:
-                    break
+                    raise self._invalid(entry, error) from error
             except ProviderUnavailableError as error:
+                unavailable = unavailable or error
                 self.count(entry.name, "unavailable")
                 logger.debug("%s: %s can't tell: %s", request.route.path, entry.name, error)
-                raise AuthenticationUnavailableError(
-                    "Credentials can't be checked at the moment.", retry_after=error.retry_after
-                ) from error
             else:
                 self.count(entry.name, "accepted")
                 return principal
+        if unavailable is not None:
+            raise AuthenticationUnavailableError(
+                "Credentials can't be checked at the moment.", retry_after=unavailable.retry_after
+            ) from unavailable
         assert refused is not None, "what was found belongs to a provider"
         raise self._invalid(*refused)
 

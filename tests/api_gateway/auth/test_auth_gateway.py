@@ -28,6 +28,7 @@ from fastapi_mesh.api_gateway.auth import (
     APIKeyAuthProvider,
     AuthProvider,
     CredentialError,
+    ExpiredCredentialError,
     FromHeader,
     JWTAuthProvider,
     Principal,
@@ -334,6 +335,23 @@ async def test_a_function_can_know_the_keys_and_is_asked_once_per_key() -> None:
     assert (failed.status_code, failed.headers["x-mesh-reason"]) == (503, "authentication-unavailable")
     assert failed.headers["retry-after"] == "1"
     assert dict(upstream.scopes[0]["headers"])[b"x-auth-provider"] == b"api_key"
+
+
+@pytest.mark.spec("S-053")
+async def test_a_provider_that_can_not_be_asked_keeps_nobody_out_whom_another_knows() -> None:
+    async def verify(key: str) -> str | None:
+        if key == "expired":
+            raise ExpiredCredentialError("long ago")
+        raise ConnectionError("database")
+
+    away, other = api_key(verify=verify, name="away"), APIKeyAuthProvider(keys={"bob": "other-key-0123456789"})
+    async with calling(Upstream(), away, other) as client:
+        statuses = [
+            (await client.get("/api/x", headers={"x-api-key": key})).status_code
+            for key in ("other-key-0123456789", "whose-key-0123456789", "expired")
+        ]
+
+    assert statuses == [200, 503, 401]
 
 
 @pytest.mark.spec("B11", "X-27")

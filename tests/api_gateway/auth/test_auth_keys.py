@@ -164,6 +164,26 @@ async def test_an_issuer_that_is_away_from_the_start_is_not_hammered() -> None:
 
 
 @pytest.mark.spec("X-27")
+async def test_a_new_key_that_can_not_be_fetched_is_no_wrong_key() -> None:
+    clock = Clock()
+    async with IssuerServer(rsa()) as issuer, verifier_of(issuer, clock, keys_cooldown=30.0) as verifier:
+        await verifier.authenticate(good(issuer))
+        issuer.keys, pages = [rsa("second")], dict(issuer.pages)
+        issuer.pages["/keys"] = (503, {})
+        for _ in range(20):
+            with pytest.raises(ProviderUnavailableError) as unavailable:
+                await verifier.authenticate(good(issuer))
+        assert unavailable.value.retry_after == FIRST_RETRY
+        assert issuer.hits["/keys"] == 2
+
+        issuer.pages = pages
+        await clock.advance(FIRST_RETRY)
+        assert (await verifier.authenticate(good(issuer))).subject == "alice"
+        with pytest.raises(UnknownCredentialError):
+            await verifier.authenticate(token(claims(iss=issuer.url), key=rsa("evil"), algorithm="RS256", kid="evil"))
+
+
+@pytest.mark.spec("X-27")
 async def test_a_client_that_goes_away_does_not_end_the_fetch_that_others_wait_for() -> None:
     async with IssuerServer(rsa()) as issuer, verifier_of(issuer, Clock()) as verifier:
         issuer.gate.clear()
