@@ -337,6 +337,4 @@ class APIGateway(SetUpInCode):
     async def stop(self) -> None:
         """Let `start` finish the requests under way and return; event streams and WebSockets are ended."""
         if self._server is not None:
-            if self._life is not None:
-                self._life.end_streams()
             self._server.stop()

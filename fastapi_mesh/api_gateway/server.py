@@ -101,7 +101,7 @@ class Standalone:
     def stop(self) -> None:
         """Let `serve` finish the requests under way and return."""
         if self._gateway.life is not None:
-            self._gateway.life.mesh.life.end_streams()
+            self._gateway.life.end_streams()  # the mesh may have other users
         if self._server is not None:
             self._server.should_exit = True
 

@@ -2,18 +2,21 @@
 
     python -m fastapi_mesh.api_gateway.worker --config FILE --listen 5 --parent 7 --last-good FOLDER
 
-The numbers are file descriptors. `--parent` is a socket: a word goes over it when the worker serves, and its end is
-the parent's. In `--last-good` the workers keep the settings that were good, for the one that takes another's place.
+The numbers are file descriptors. `--parent` is a socket: a word goes over it when the worker serves, and another one
+again and again while its event loop runs; its end is the parent's. In `--last-good` the workers keep the settings that
+were good, for the one that takes another's place.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import faulthandler
 import os
 import signal
 import socket
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,12 +30,15 @@ from fastapi_mesh.service_mesh.doors import explain_start
 if TYPE_CHECKING:
     from fastapi_mesh.api_gateway.gateway import APIGateway
 
-READY = b"ready\n"
+READY, ALIVE = b"ready\n", b"alive\n"
+SIGNS = 4
+"""Signs of life within the time after which a silent worker is killed."""
 
 
 def main() -> int:
     """Serve; gives the exit code."""
     ending = Ending()
+    faulthandler.enable()  # a worker that hangs says where, when its parent ends it
     parser = argparse.ArgumentParser()
     parser.add_argument("--config")
     parser.add_argument("--app")
@@ -82,10 +88,22 @@ async def _serve(gateway: APIGateway, sockets: list[socket.socket], parent: sock
         loop.remove_reader(parent)
         os.kill(os.getpid(), signal.SIGTERM)
 
+    every = None if (limit := gateway.config.worker_timeout) is None else limit / SIGNS
+    timer: asyncio.TimerHandle | None = None
+
+    def say(word: bytes) -> None:
+        nonlocal timer
+        with suppress(OSError):  # it has ended, or reads nothing, which is its own affair
+            parent.send(word)
+        if every is not None:
+            timer = loop.call_later(every, say, ALIVE)
+
     loop.add_reader(parent, heard)
     try:
-        await gateway._serve(Standalone(gateway, sockets, on_ready=lambda: parent.send(READY)))
+        await gateway._serve(Standalone(gateway, sockets, on_ready=lambda: say(READY)))
     finally:
+        if timer is not None:
+            timer.cancel()
         loop.remove_reader(parent)
         parent.close()
     return 0

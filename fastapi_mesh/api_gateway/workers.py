@@ -44,6 +44,9 @@ FIRST_BACKOFF, MAX_BACKOFF = 0.2, 10.0
 DRAIN_ALLOWANCE = 15.0
 """Seconds, besides `shutdown_timeout`, that a worker may take for its drain before it is killed."""
 
+LAST_WORDS = 1.0
+"""Seconds in which a worker that hangs may write where it stands."""
+
 
 class Slot:
     """One place for a worker: its sockets, and the process that has them now."""
@@ -174,16 +177,41 @@ class Workers:
             try:
                 if self._stopping.is_set():
                     process.terminate()
-                if await reader.readline() == READY:
-                    slot.ready.set()
+                was_ready = await self._hear(slot, process, reader)
                 code = await process.wait()
             finally:
                 writer.close()
-        was_ready = slot.ready.is_set()
         slot.ready.clear()
         slot.process = None
         forget_process(process.pid)
         return code, was_ready
+
+    async def _hear(self, slot: Slot, process: asyncio.subprocess.Process, reader: asyncio.StreamReader) -> bool:
+        """Hear that a worker serves, then that it is alive, until it ends; one that is silent for too long is killed.
+
+        In two halves, as what was sent while this process itself stood still is read after the first. Gives whether it
+        has served.
+        """
+        if await reader.readline() != READY:
+            return False
+        slot.ready.set()
+        limit, silent = self._config.worker_timeout, 0
+        while silent < 2:
+            try:
+                async with asyncio.timeout(None if limit is None else limit / 2):
+                    if not await reader.readline():
+                        return True
+                silent = 0
+            except TimeoutError:
+                silent += 1
+        logger.error("worker %d has given no sign of life for %g s and is killed", slot.number, limit)
+        slot.ready.clear()
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGABRT)  # it writes where it stands, if it can
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(process.wait(), LAST_WORDS)
+            process.kill()
+        return True
 
     def _send(self, number: signal.Signals) -> None:
         for slot in self._slots:

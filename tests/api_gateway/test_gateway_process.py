@@ -262,6 +262,23 @@ async def test_all_workers_reload_and_one_that_is_replaced_meanwhile_has_what_wa
     await until(gone, "the workers end by themselves")
 
 
+@pytest.mark.spec("S-064")
+async def test_a_worker_that_hangs_is_killed_and_replaced(
+    processes: Processes, tmp_path: Path, upstream: RawUpstream
+) -> None:
+    file = settings(tmp_path, upstream.url, extra="worker_timeout = 2")
+    child = await start(processes, "--config", file, "--port", "{port}", "--workers", "2").ready(SERVES)
+    _, victim, other = process_tree(child.pid)
+    os.kill(victim, signal.SIGSTOP)
+
+    await until(_logged(child, "has given no sign of life for 2 s and is killed", 1), "it is noticed")
+    answers = await asyncio.gather(*[status(child.port, "/api/x") for _ in range(20)])
+
+    assert answers == [200] * 20
+    assert not runs(victim)
+    assert runs(other)
+
+
 async def test_workers_of_a_gateway_made_in_code(processes: Processes, upstream: RawUpstream) -> None:
     arguments = ["--app", "tests.api_gateway.code_gateway:gateway", "--port", "{port}", "--workers", "2"]
     child = start(processes, *arguments, UPSTREAM=upstream.url)

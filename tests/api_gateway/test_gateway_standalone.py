@@ -13,6 +13,7 @@ import time
 import pytest
 from fastapi import FastAPI
 
+from fastapi_mesh import ServiceMesh
 from fastapi_mesh.api_gateway import APIGateway, listen
 from fastapi_mesh.api_gateway.http_server import Limits, new_protocol
 from fastapi_mesh.exceptions import ConfigurationError
@@ -54,6 +55,33 @@ async def test_a_request_under_way_is_completed_when_it_stops() -> None:
             await asyncio.sleep(0.2)  # the listener is closed meanwhile
             go_on.set()
             assert parts(await asked)[2] == b"done"
+
+
+async def test_stopping_one_gateway_ends_no_stream_of_another_on_the_same_mesh() -> None:
+    go_on = asyncio.Event()
+
+    async def events(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\ndata: 1\n\n")
+        await go_on.wait()
+        writer.write(b"data: 2\n\n")
+        writer.close()
+
+    async with RawUpstream(events) as upstream, ServiceMesh("edge", services={"up": upstream.url}) as mesh:
+        route = {"path": "/api/*", "service": "up"}
+        staying = APIGateway("127.0.0.1", free_port(), service_mesh=mesh)
+        staying.configure_routes([route])
+        async with started(staying) as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(request("GET /api/x"))
+            await reader.readuntil(b"data: 1")
+            leaving = APIGateway("127.0.0.1", free_port(), service_mesh=mesh)
+            leaving.configure_routes([route])
+            async with started(leaving):
+                pass
+            go_on.set()
+            assert b"data: 2" in await reader.read()
+            writer.close()
+            await writer.wait_closed()
 
 
 async def test_sockets_of_somebody_else_are_served(caplog: pytest.LogCaptureFixture) -> None:

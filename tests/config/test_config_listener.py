@@ -59,6 +59,7 @@ def test_code_counts_over_variables_and_variables_over_the_file(tmp_path: Path) 
         ("HEADER_TIMEOUT", "1.5", "header_timeout", 1.5),
         ("MAX_HEADER_SIZE", "4096", "max_header_size", 4096),
         ("SHUTDOWN_TIMEOUT", "3", "shutdown_timeout", 3.0),
+        ("WORKER_TIMEOUT", "2.5", "worker_timeout", 2.5),
         ("WATCH_CONFIG", "false", "watch_config", False),
     ],
 )

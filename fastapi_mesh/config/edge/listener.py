@@ -67,6 +67,11 @@ class Listener(Frozen):
         default=30.0,
         description="Seconds that requests under way may take when the server stops, standalone; then they are cut.",
     )
+    worker_timeout: Seconds | None = Field(
+        default=30.0,
+        description="Seconds for which a worker may give no sign of life before it is killed and replaced, as one does "
+        "whose event loop is blocked, standalone. None: for ever.",
+    )
     metrics_port: Port | None = Field(
         default=None,
         description="A port of its own for metrics and health (plain HTTP), standalone; then `port` has no /metrics.",
