@@ -11,6 +11,7 @@ from fastapi_mesh.core.message import Request
 from fastapi_mesh.exceptions import MeshError
 
 if TYPE_CHECKING:
+    from fastapi_mesh.api_gateway.auth.identity import Told
     from fastapi_mesh.api_gateway.exchange import Exchange, GatewayService
     from fastapi_mesh.api_gateway.observe import Meter
     from fastapi_mesh.config.edge.traffic import MirrorPolicy
@@ -30,10 +31,11 @@ class Mirror:
     """Copies requests whose body is here (at most 64 KiB, see `buffer`); a streamed one can't be sent twice.
 
     The copy has one attempt, the shadow service's own timeouts, and no deadline of the caller's. A copy that finds
-    `max_concurrent` others under way is left out: the mirror never holds anything up, and never grows.
+    `max_concurrent` others under way is left out: the mirror never holds anything up, and never grows. `told` says who
+    the client is to the shadow service, where the service itself is told.
     """
 
-    __slots__ = ("_draw", "_mesh", "_meter", "_policy", "_running", "inner")
+    __slots__ = ("_draw", "_mesh", "_meter", "_policy", "_running", "_told", "inner")
 
     def __init__(
         self,
@@ -42,12 +44,14 @@ class Mirror:
         mesh: ServiceMesh,
         meter: Meter | None,
         draw: random.Random | None = None,
+        told: Told | None = None,
     ) -> None:
         self.inner = inner
         self._policy = policy
         self._mesh = mesh
         self._meter = meter
         self._running = 0
+        self._told = told
         self._draw = (draw or random).random
 
     async def __call__(self, request: Exchange) -> Response:
@@ -68,7 +72,10 @@ class Mirror:
         context = self._mesh.new_context(service, template=request.context.template, policy=policy)
         context.inbound = None  # neither the caller's deadline nor its going away ends the copy
         context.request_id = request.context.request_id
-        copy = Request(request.method, service, request.target, [*request.headers, SHADOW], body, context)
+        headers = request.headers
+        if self._told is not None and request.principal is not None:
+            headers = self._told.for_copy(headers, request.principal, service)
+        copy = Request(request.method, service, request.target, [*headers, SHADOW], body, context)
         self._running += 1
         try:
             task = self._mesh.supervisor.start(self._send(copy), name=f"mirror-{service}")

@@ -237,7 +237,9 @@ ORDER: tuple[Row, ...] = (
         outside=("Hop",),
         because="the copy is what the service gets, with a body that can be sent twice",
         make=lambda inner, route, parts: (
-            None if route.config.mirror is None else Mirror(inner, route.config.mirror, parts.mesh, parts.meter)
+            None
+            if (mirror := route.config.mirror) is None
+            else Mirror(inner, mirror, parts.mesh, parts.meter, told=None if parts.auth is None else parts.auth.told)
         ),
         upgrades=False,
     ),

@@ -50,6 +50,8 @@ class Told(Protocol):
 
     def headers(self, principal: Principal, service: str) -> list[Header]: ...
 
+    def for_copy(self, headers: list[Header], principal: Principal, service: str) -> list[Header]: ...
+
 
 class PlainIdentity:
     """The plain form. A client's requests have the same principal for as long as its credential is remembered."""
@@ -67,6 +69,10 @@ class PlainIdentity:
                 self._known.clear()
             made = self._known[id(principal)] = (principal, plain_headers(principal))
         return made[1]
+
+    def for_copy(self, headers: list[Header], principal: Principal, service: str) -> list[Header]:
+        """The headers of a request as its copy to another service has them: the same."""
+        return headers
 
 
 class SignedIdentity:
@@ -99,6 +105,13 @@ class SignedIdentity:
             header = (self._name, self._new(principal, service, now))
             made = self._known[key] = (principal, [header], now + self._config.ttl / 2)
         return made[1]
+
+    def for_copy(self, headers: list[Header], principal: Principal, service: str) -> list[Header]:
+        """The headers of a request as its copy to another service has them: that one must not get, and could not use,
+        the first one's JWT.
+        """
+        (own,) = self.headers(principal, service)
+        return [own if header[0] == self._name else header for header in headers]
 
     def _new(self, principal: Principal, service: str, now: float) -> bytes:
         claims = {

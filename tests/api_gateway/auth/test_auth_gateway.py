@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx2
 import pytest
@@ -526,6 +527,32 @@ async def test_the_identity_can_be_a_signed_token_for_that_service(
     assert read.claims["exp"] - read.claims["iat"] == 60
     assert first == second, "made once"
     assert "x-auth-subject" not in upstream.headers
+
+
+@pytest.mark.spec("X-27", "X-28")
+async def test_a_mirror_gets_a_signed_identity_of_its_own_and_never_that_of_the_service() -> None:
+    upstream, shadow = Upstream(), Upstream()
+    copied = asyncio.Event()
+
+    async def shadowing(scope: Any, receive: Any, send: Any) -> None:
+        await shadow(scope, receive, send)
+        copied.set()
+
+    key = "a-secret-that-services-share-32-bytes"
+    gateway = APIGateway(
+        services={"up": upstream, "shadow": shadowing}, auth={"identity": {"mode": "signed", "key": key}}
+    )
+    gateway.configure_routes([{"path": "/*", "service": "up", "auth_required": True, "mirror": {"service": "shadow"}}])
+    gateway.configure_auth([jwt()])
+    transport = httpx2.ASGITransport(app=gateway)
+    async with gateway.opened({}), httpx2.AsyncClient(transport=transport, base_url="http://gw") as client:
+        await client.get("/x", headers=bearer(good()))
+        await copied.wait()
+
+    for service, name in ((upstream, "up"), (shadow, "shadow")):
+        (token,) = [value for header, value in service.scopes[0]["headers"] if header == b"x-auth-identity"]
+        claims = joserfc_jwt.decode(token.decode(), OctKey.import_key(key), algorithms=["HS256"]).claims
+        assert (claims["aud"], claims["sub"]) == (name, "alice")
 
 
 @pytest.mark.spec("X-27")
