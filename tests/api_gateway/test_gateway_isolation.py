@@ -179,10 +179,25 @@ async def play(client: httpx2.AsyncClient, asks: list[Ask]) -> int:
     return answered
 
 
-@pytest.mark.parametrize("cache", [{}, {"force": True}, {"sharing": "rfc"}, {"heuristic": 1.0, "grace": 600}])
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+CACHES = [{}, {"force": True}, {"sharing": "rfc"}, {"heuristic": 1.0, "grace": 600}]
+
+
+@pytest.mark.parametrize("cache", CACHES)
+@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
 @given(asks=ASKS)
 def test_twenty_clients_get_their_own_answers(cache: Mapping[str, object], asks: list[Ask]) -> None:
+    each_gets_its_own(cache, asks)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("cache", CACHES)
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(asks=ASKS)
+def test_twenty_clients_get_their_own_answers_for_long(cache: Mapping[str, object], asks: list[Ask]) -> None:
+    each_gets_its_own(cache, asks)
+
+
+def each_gets_its_own(cache: Mapping[str, object], asks: list[Ask]) -> None:
     if cache.get("sharing") == "rfc":  # by RFC 9111 section 3.5 must-revalidate permits sharing
         asks = [each for each in asks if b"must-revalidate" not in CONTROLS[each.control]]
 

@@ -451,7 +451,8 @@ async def test_a_folder_is_named_in_the_settings(tmp_path: Path) -> None:
 # Again and again
 
 
-async def test_five_hundred_reloads_leave_nothing_behind(file: Path) -> None:
+@pytest.mark.parametrize("times", [100, pytest.param(500, marks=pytest.mark.soak)])
+async def test_reloads_again_and_again_leave_nothing_behind(file: Path, times: int) -> None:
     def of(kind: type) -> int:
         return sum(isinstance(each, kind) for each in gc.get_objects())
 
@@ -459,7 +460,7 @@ async def test_five_hundred_reloads_leave_nothing_behind(file: Path) -> None:
         assert gateway.life is not None
         mesh = gateway.life.mesh
         counts = []
-        for number in range(500):
+        for number in range(times):
             name = f"service-{number}"
             write(
                 file,
@@ -469,8 +470,8 @@ async def test_five_hundred_reloads_leave_nothing_behind(file: Path) -> None:
             )
             await gateway.reload()
             await ask(gateway, "/a/x")
-            if number in (9, 499):
+            if number in (9, times - 1):
                 gc.collect()
                 counts.append((of(Route), of(Problems), len(mesh.policies._policies), mesh.supervisor.statistics()))
         assert counts[0] == counts[1]
-        assert mesh.fixed_services == ("service-499", "up")
+        assert mesh.fixed_services == (f"service-{times - 1}", "up")

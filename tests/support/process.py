@@ -23,6 +23,8 @@ _NEVER = re.compile(r"(?!)")
 _PORTS = range(12_000, 32_000)
 """Below the kernel's ephemeral range (32768 and up), where an outgoing connection could already sit on a port."""
 _handed_out: set[int] = set()
+_DEFAULTS = {"MESH_DRAIN_DELAY": "0.1"}
+"""For children whose test says nothing else: what they wait at their end, 2 s by default, is seconds of each test."""
 
 
 def free_port() -> int:
@@ -205,7 +207,7 @@ class Processes:
         if core is not None:
             arguments = ["taskset", "--cpu-list", str(core), *arguments]  # becomes the program, so the pid is its own
         log = self._folder / f"{len(self._children)}-{name.replace('/', '-')}.log"
-        child = ChildProcess(name, arguments, port, log, environment or {}, self._run_in)
+        child = ChildProcess(name, arguments, port, log, {**_DEFAULTS, **(environment or {})}, self._run_in)
         child.traceback_expected = self._tracebacks_allowed
         self._children.append(child)
         return child
