@@ -36,7 +36,8 @@ def parse(target: str | ASGIApp, *, service: str, id: str, key: str | None = Non
 
     A URL is `scheme://host:port/base` with scheme http (also when there is none), https, h2 or h2c; an IPv6 address
     stands in brackets; `/base` is put before every request's path. A target that can be called is an ASGI application
-    of this process. Raises ConfigurationError that names `key` (default `services.SERVICE`), never with a password.
+    of this process. Of an address alone nobody has said how it is: its health is `unknown`, which calls take for
+    healthy. Raises ConfigurationError that names `key` (default `services.SERVICE`), never with a password.
 
     >>> parse("https://[::1]:8443/api/", service="users", id="users-1").base_path
     b'/api'
@@ -53,9 +54,8 @@ def parse(target: str | ASGIApp, *, service: str, id: str, key: str | None = Non
         place = _read(target.strip())
     except _Problem as problem:
         raise ConfigurationError(f"{key or f'services.{service}'}: {_shown(target)!r} {problem}") from None
-    return Instance(
-        service, id, place.address, place.port, scheme=cast("Scheme", place.scheme), base_path=place.base_path
-    )
+    scheme = cast("Scheme", place.scheme)
+    return Instance(service, id, place.address, place.port, scheme=scheme, health="unknown", base_path=place.base_path)
 
 
 def _read(text: str) -> _Place:
