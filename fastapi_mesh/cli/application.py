@@ -10,8 +10,10 @@ import typer
 from fastapi_mesh.cli.cache import cache
 from fastapi_mesh.cli.check import check
 from fastapi_mesh.cli.demo import demo
+from fastapi_mesh.cli.drain import drain
 from fastapi_mesh.cli.gateway import gateway
 from fastapi_mesh.cli.routes import routes
+from fastapi_mesh.cli.schema import schema
 from fastapi_mesh.cli.services import services
 
 application = typer.Typer(
@@ -41,4 +43,6 @@ application.command()(check)
 application.command()(routes)
 application.command()(demo)
 application.command()(services)
+application.command()(drain)
+application.command()(schema)
 application.add_typer(cache, name="cache")

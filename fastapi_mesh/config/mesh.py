@@ -28,6 +28,11 @@ class MeshConfig(Frozen):
     port: Port | None = Field(
         default=None, description="The port others reach this node at; None: found out when it serves."
     )
+    worker_instances: bool = Field(
+        default=False,
+        description="Each worker process of a server is an instance of its own, which gets its own share of calls; "
+        "False: those that share a port are one.",
+    )
     environment: str = Field(default="development", description="Where this runs; 'production' refuses shortcuts.")
     enabled: bool = Field(
         default=True, description="False: nothing is registered, balanced or refused, calls pass straight through."

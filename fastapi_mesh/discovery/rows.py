@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from fastapi_mesh.core.instance import Health, Scheme
 
 
+WORKER = "worker"
+"""Metadata key of a worker process that is an instance of its own: its process id."""
+
+
 @dataclass(frozen=True, slots=True)
 class Owner:
     """Who registers: one registry object of one process. A later `epoch` (monotonic seconds) is a later start."""
@@ -97,7 +101,8 @@ def lists_of(rows: Iterable[Row]) -> dict[str, tuple[Instance, ...]]:
       its port replaces the one that crashed before its lease is over, whatever service that was.
     - Of several rows of a service at one such place, or with one id, the last counts.
 
-    Instances inside one process (`asgi`) have no address to compare.
+    Instances inside one process (`asgi`) have no address to compare. Workers that are instances of their own (the
+    metadata `worker`) are told apart at one place.
     """
     by_age = sorted(rows, key=lambda row: (row.owner.epoch, row.owner.token, row.born))
     tenant = {_place(row): row.owner for row in by_age}
@@ -112,7 +117,9 @@ def lists_of(rows: Iterable[Row]) -> dict[str, tuple[Instance, ...]]:
 
 def _place(row: Row) -> object:
     instance = row.instance
-    return (instance.address, instance.port, instance.base_path) if instance.app is None else id(instance.app)
+    if instance.app is not None:
+        return id(instance.app)
+    return instance.address, instance.port, instance.base_path, instance.metadata.get(WORKER)
 
 
 def encode(instance: Instance) -> str:

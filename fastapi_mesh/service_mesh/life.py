@@ -10,16 +10,19 @@ import asyncio
 import logging
 import multiprocessing
 import signal
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from fastapi_mesh.discovery.address import wait_listening, wait_own_address
 from fastapi_mesh.exceptions import ConfigurationError, MeshError
+from fastapi_mesh.service_mesh.marker import Marker
 from fastapi_mesh.service_mesh.signals import SignalChain
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fastapi_mesh.health.checks import HealthReport
+    from fastapi_mesh.service_mesh.marker import State
     from fastapi_mesh.service_mesh.mesh import ServiceMesh
 
 logger = logging.getLogger("fastapi_mesh.life")
@@ -44,7 +47,8 @@ class NodeLife:
 
     def __init__(self, mesh: ServiceMesh) -> None:
         self._mesh = mesh
-        self._signals = SignalChain(self._heard)
+        self._signals = SignalChain(self._heard, self._asked_to_leave)
+        self._marker = Marker()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._started_here = False
         self._registering: asyncio.Task[object] | None = None
@@ -101,6 +105,7 @@ class NodeLife:
             raise
         if self._mesh.enabled:
             self._signals.install()
+            self._mark("serving")
         if multiprocessing.parent_process() is not None:
             logger.info(
                 "%s: this worker process is a node of its own: breakers, budgets and metrics are per worker",
@@ -128,8 +133,10 @@ class NodeLife:
         there is nobody to wait for, unless `waits_unregistered`.
         """
         self.draining = True
+        self._mark("draining")
         if await self.leave() or self.waits_unregistered:
             await self._mesh.clock.sleep(self._mesh.config.drain_delay)
+        self._mark("left")
 
     def on_end_streams(self, callback: Callable[[], object]) -> Callable[[], None]:
         """Call `callback()` in the event loop when the server is about to stop: a server waits for its running
@@ -166,6 +173,7 @@ class NodeLife:
         finally:
             self._loop = None
             self._signals.restore()
+            self._marker.close()
             if self._mesh.metrics is not None:
                 self._mesh.metrics.close()
 
@@ -198,6 +206,22 @@ class NodeLife:
         self._handed_on = True
         loop.call_soon_threadsafe(self.end_streams)  # runs before the server's own loop has seen the signal
         return False
+
+    def _asked_to_leave(self) -> None:
+        """In the signal handler of SIGUSR1: what `fastapi-mesh drain` sends. The server goes on until it is ended."""
+        loop = self._loop
+        if loop is not None and not loop.is_closed() and not self.draining:
+            self.draining = True
+            loop.call_soon_threadsafe(self._begin_leaving)
+
+    def _begin_leaving(self) -> None:
+        logger.info("%s: asked to leave, draining; it goes on serving", self._mesh.service_name)
+        with suppress(RuntimeError):  # the mesh was stopped meanwhile
+            self._mesh.supervisor.start(self.drain(), name="drain")
+
+    def _mark(self, state: State) -> None:
+        if self._mesh.enabled:
+            self._marker.say(self._mesh.service_name, state, drains=self._signals.hears_leaving)
 
     def _begin_drain(self, number: int) -> None:
         logger.info("%s: signal %d, draining", self._mesh.service_name, number)

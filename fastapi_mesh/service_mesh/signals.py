@@ -1,4 +1,6 @@
-"""Hears SIGTERM and SIGINT before the server's own handler, which gets them when the drain is over."""
+"""Hears SIGTERM and SIGINT before the server's own handler, which gets them when the drain is over; and SIGUSR1, by
+which a node is asked to leave the registry and go on serving (HAProxy's soft stop).
+"""
 
 from __future__ import annotations
 
@@ -13,19 +15,28 @@ if TYPE_CHECKING:
     Handler = Callable[[int, FrameType | None], object] | int | None
 
 ENDING = (signal.SIGTERM, signal.SIGINT)
+LEAVING: int | None = getattr(signal, "SIGUSR1", None)
+"""None where there is no such signal (Windows)."""
 
 
 class SignalChain:
     """Puts itself before the handlers that are installed now (uvicorn installs its own before the lifespan starts).
 
     `heard` is called with the number inside the signal handler, so it may only set flags and wake the loop; it returns
-    True to keep the signal until `pass_on`, False to let it through at once. A server that takes signals through
+    True to keep the signal until `pass_on`, False to let it through at once. `asked` is called likewise for SIGUSR1,
+    which is heard only where nobody else does anything with it. A server that takes signals through
     `loop.add_signal_handler` (hypercorn) gets them at once in any case.
     """
 
-    def __init__(self, heard: Callable[[int], bool]) -> None:
+    def __init__(self, heard: Callable[[int], bool], asked: Callable[[], object]) -> None:
         self._heard = heard
+        self._asked = asked
         self._previous: dict[int, Handler] = {}
+
+    @property
+    def hears_leaving(self) -> bool:
+        """Whether SIGUSR1 reaches `asked`."""
+        return LEAVING in self._previous
 
     def install(self) -> None:
         """Chain in, from the main thread; elsewhere Python allows no handlers, and nothing happens."""
@@ -36,6 +47,12 @@ class SignalChain:
             if handler is not None and handler is not signal.SIG_IGN:  # not from C, and not ignored on purpose
                 self._previous[number] = handler
                 signal.signal(number, self._handle)
+
+        if LEAVING is not None:
+            handler = signal.getsignal(LEAVING)
+            if handler is signal.SIG_DFL or isinstance(getattr(handler, "__self__", None), SignalChain):
+                self._previous[LEAVING] = handler
+                signal.signal(LEAVING, self._handle)
 
     def pass_on(self, number: int, frame: FrameType | None = None) -> None:
         """Do what would have been done without us."""
@@ -54,5 +71,10 @@ class SignalChain:
                 del self._previous[number]
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if not self._heard(number):
+        if number == LEAVING:
+            self._asked()
+            previous = self._previous.get(number)
+            if callable(previous):  # another node of this process
+                previous(number, frame)
+        elif not self._heard(number):
             self.pass_on(number, frame)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
@@ -14,6 +15,7 @@ from fastapi_mesh.discovery.base import ServiceList
 from fastapi_mesh.discovery.chained import ChainedDiscovery
 from fastapi_mesh.discovery.directory import Directory
 from fastapi_mesh.discovery.registration import OwnRegistrations
+from fastapi_mesh.discovery.rows import WORKER
 from fastapi_mesh.discovery.static import StaticDiscovery
 from fastapi_mesh.exceptions import ConfigurationError, ServiceDiscoveryError
 from fastapi_mesh.service_mesh.backends import Closed, Opened, Surroundings, discoveries_of
@@ -148,13 +150,15 @@ class Sources:
                 version,
                 config.service_version,
             )
+        worker = {WORKER: str(os.getpid())} if config.worker_instances else {}
+        name = "-".join([config.service_name, address, str(port), *worker.values()])
         instance = Instance(
             service=config.service_name,
-            id=service_id or f"{config.service_name}-{address}-{port}",
+            id=service_id or name,
             address=address,
             port=port,
             tags=tags,
-            metadata={**metadata, STARTED: f"{time.time():.3f}"},
+            metadata={**metadata, **worker, STARTED: f"{time.time():.3f}"},
             version=config.service_version,
             health_check=health_check,
         )

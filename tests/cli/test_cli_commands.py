@@ -180,3 +180,20 @@ def test_logs_are_followed_line_by_line_from_where_they_are(tmp_path):
         log.write("ole\n")
     assert logs.new_lines() == ["gateway  not yet whole", "user-1   a warning"]
     assert logs.new_lines() == []
+
+
+# schema
+
+
+@pytest.mark.spec("X-51", "X-53")
+def test_schema_is_printed_and_written(runner, tmp_path):
+    printed = runner.invoke(application, ["schema"])
+    file = tmp_path / "schema.json"
+    written = runner.invoke(application, ["schema", "-o", str(file)])
+    refused = runner.invoke(application, ["schema", "-o", str(tmp_path / "none" / "x.json")])
+
+    assert json.loads(printed.output)["properties"]["service_name"]
+    assert (written.exit_code, written.output) == (0, "")
+    assert json.loads(file.read_text()) == json.loads(printed.output)
+    assert refused.exit_code == 1
+    assert "can't be written: No such file or directory" in refused.output

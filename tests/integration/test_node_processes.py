@@ -6,6 +6,7 @@ import asyncio
 import http.client
 import re
 import signal
+import subprocess
 import sys
 import time
 from contextlib import asynccontextmanager
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fastapi_mesh.discovery.local import LocalRegistry
-from tests.support.process import free_port
+from fastapi_mesh.service_mesh.marker import find_nodes
+from tests.support.process import free_port, process_tree
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -182,9 +184,9 @@ async def test_a_mesh_that_can_t_start_stops_uvicorn_with_exit_code_3_and_says_w
 
 
 async def test_a_refused_option_is_named_and_stops_uvicorn(processes: Processes):
-    child = processes.app(APP, environment={"DISCOVERY_BACKEND": "consul"})
+    child = processes.app(APP, environment={"MTLS_ENABLED": "true"})
     assert await ended(child) == 3
-    assert "  setting: discovery.backend (DISCOVERY_BACKEND): 'consul' is not part of this version" in child.log
+    assert "  setting: enable_mtls (MTLS_ENABLED): mutual TLS is not part of this version" in child.log
 
 
 async def test_two_workers_are_reached_at_their_port_and_leave_together(processes: Processes, registry: Registry):
@@ -200,6 +202,59 @@ async def test_two_workers_are_reached_at_their_port_and_leave_together(processe
         assert [ports for _, ports in seen.lists[before:]] == []
         assert child.log.count("this worker process is a node of its own") == 2
 
+        child.signal(signal.SIGTERM)
+        await seen.wait([])
+        await ended(child)
+
+
+def drain(*options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "fastapi_mesh", "drain", *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+
+
+@pytest.mark.spec("X-50", "X-51")
+async def test_the_command_drain_lets_every_worker_leave_and_they_go_on_serving(
+    processes: Processes, registry: Registry
+):
+    child = processes.app(APP, "--workers", "2", environment=registry.environment)
+    async with registry.watch("orders") as seen:
+        await child.ready(TWO_REGISTERED)
+        await seen.wait([child.port])
+        pids = [str(pid) for pid in process_tree(child.pid)]
+        workers = [node.pid for node in find_nodes() if str(node.pid) in pids]
+        assert len(workers) == 2
+
+        started = time.monotonic()
+        done = await asyncio.to_thread(drain, *[f"--pid={pid}" for pid in workers])
+
+        assert time.monotonic() - started > 0.8  # the drain delay
+        assert (done.returncode, done.stderr) == (0, "")
+        assert sorted(done.stdout.splitlines()) == [f"orders (process {pid}): has left" for pid in sorted(workers)]
+        assert seen.lists[-1][1] == []
+        assert (await get(child.port, "/health/ready"))[0] == 503
+        assert (await get(child.port, "/pid"))[0] == 200
+        sent = time.monotonic()
+        child.signal(signal.SIGTERM)
+        await ended(child)
+        assert time.monotonic() - sent < 10
+        assert not [node for node in find_nodes() if node.pid in workers]
+
+
+@pytest.mark.spec("X-51")
+async def test_the_command_drain_says_whom_it_can_t_drain():
+    none = await asyncio.to_thread(drain, "--service", "nobody-has-this-name")
+    other = await asyncio.to_thread(drain, "--pid", "1")
+
+    assert (none.returncode, none.stderr) == (1, "no node of nobody-has-this-name runs here as this user\n")
+    assert (other.returncode, other.stderr) == (1, "process 1: no node of this user\n")
+
+
+async def test_workers_are_instances_of_their_own_where_that_is_asked_for(processes: Processes, registry: Registry):
+    environment = {**registry.environment, "MESH_WORKER_INSTANCES": "true"}
+    child = processes.app(APP, "--workers", "2", environment=environment)
+    async with registry.watch("orders") as seen:
+        await child.ready(TWO_REGISTERED)
+        await seen.wait([child.port, child.port])
         child.signal(signal.SIGTERM)
         await seen.wait([])
         await ended(child)
