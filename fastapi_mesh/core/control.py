@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -71,3 +72,16 @@ class Control(Protocol):
     async def aclose(self) -> None:
         """Close every connection. Safe to call twice."""
         ...
+
+
+def tls_problem(error: BaseException) -> str | None:
+    """What TLS found wrong with either side, in OpenSSL's words, if that is behind `error`; trying again won't help.
+
+    None for an error of another kind, also for a connection that was cut while TLS was under way.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, ssl.SSLError) and not isinstance(seen, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
+            return str(seen.reason or seen)
+        seen = seen.__cause__ or seen.__context__
+    return None

@@ -94,13 +94,6 @@ def test_the_config_store_is_named_by_variables_too() -> None:
             "config_store.path: the backend 'file' needs the folder in which its keys are files",
         ),
         (
-            {"config_store": {"backend": "consul"}},
-            (
-                "config_store.backend: 'consul' is not part of this version (0.1); use 'local' (one machine) or 'file' "
-                "(a mounted folder)"
-            ),
-        ),
-        (
             {"config_store": {"key": "../secret"}},
             "config_store.key: '../secret' is not a key: letters, '.', '-' and '/' between them, like 'gateway.toml'",
         ),

@@ -11,14 +11,15 @@ import pytest
 from fastapi_mesh.configstore.base import MAX_SIZE
 from fastapi_mesh.exceptions import ConfigStoreError, ConfigurationError
 from tests.contracts.backends import parameters, process_of
-from tests.contracts.config_backends import ALL, StoreBackend, Watched
+from tests.contracts.config_backends import StoreBackend, Watched
+from tests.contracts.every import STORES
 
 pytestmark = [pytest.mark.anyio, pytest.mark.spec("X-30")]
 
 KEY = "teams/payments/gateway.toml"
 
 
-@pytest.fixture(params=parameters(ALL))
+@pytest.fixture(params=parameters(STORES))
 async def backend(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[StoreBackend]:
     async with request.param(tmp_path, process_of(request)) as opened:
         yield opened

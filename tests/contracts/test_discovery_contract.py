@@ -13,12 +13,13 @@ import pytest
 
 from fastapi_mesh.core.instance import Instance
 from fastapi_mesh.exceptions import ConfigurationError
-from tests.contracts.backends import ALL, REGISTRIES, Backend, RegistryBackend, Seen, parameters, process_of
+from tests.contracts.backends import Backend, RegistryBackend, Seen, parameters, process_of
+from tests.contracts.every import DISCOVERIES, REGISTRIES
 
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture(params=parameters(ALL))
+@pytest.fixture(params=parameters(DISCOVERIES))
 async def backend(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Backend]:
     async with request.param(tmp_path, process_of(request)) as opened:
         yield opened
@@ -306,6 +307,15 @@ async def test_two_workers_on_one_port_are_one_instance_that_stays_when_one_of_t
         await seen.until(lambda now: ids(now) == ["one"])
 
     assert () not in seen.lists
+
+
+async def test_workers_that_are_instances_of_their_own_are_told_apart_on_one_port(registry):
+    one = await registry.registrar().register(instance(1, id="one", metadata={"worker": "11"}))
+    await registry.registrar().register(instance(1, id="two", metadata={"worker": "12"}))
+    async with Seen(registry.view(), "users") as seen:
+        await seen.until(lambda now: ids(now) == ["one", "two"])
+        await one.withdraw()
+        await seen.until(lambda now: ids(now) == ["two"])
 
 
 async def test_an_instance_registered_anew_is_not_undone_by_its_old_registration(registry):

@@ -16,7 +16,8 @@ from fastapi_mesh.discovery.registration import OwnRegistrations
 from fastapi_mesh.exceptions import ConfigurationError, MeshError, ServiceDiscoveryError
 from fastapi_mesh.service_mesh.backends import Opened
 from tests.contracts.backends import Seen, parameters, process_of
-from tests.contracts.server_backends import ALL, SECURED, Followed, FollowedKey, ServerBackend
+from tests.contracts.server_backends import Followed, FollowedKey, ServerBackend
+from tests.contracts.servers import ALL, SECURED
 from tests.support.fault_proxy import Blackhole, Cut, Delay, Drip, Fault, Garbage, HalfClose
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ async def test_a_list_is_kept_whatever_nonsense_is_answered(backend: ServerBacke
 async def test_a_long_list_that_is_cut_in_the_middle_is_no_list(backend: ServerBackend) -> None:
     everything = [instance(number) for number in range(1, 301)]
     await backend.put_all(everything)
-    backend.play(Cut(after=20_000))
+    backend.play(Cut(after=2_000))
     async with Followed(backend.client()) as followed:
         await followed.until(lambda: followed.failure is not None)
         assert followed.lists == []

@@ -98,8 +98,6 @@ async def test_registering_without_a_port_says_how_to_give_one() -> None:
         ({"cert_path": "/etc/certs/x.crt"}, "cert_path"),
         ({"cert_authority": "internal-ca"}, "cert_authority"),
         ({"security_policies": {"allow_services": ["a"]}}, "security_policies"),
-        ({"discovery_backend": "consul"}, "consul"),
-        ({"discovery_backend": "consul", "discovery_config": {"host": "c", "port": 8500}}, "consul"),
     ],
 )
 def test_options_of_later_versions_are_refused_by_name(options: dict, named: str) -> None:

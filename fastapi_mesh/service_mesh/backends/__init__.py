@@ -83,6 +83,10 @@ def _discovery(settings: DiscoveryConfig, surroundings: Surroundings) -> Discove
             return MemoryRegistry(lease=settings.lease, heartbeat=settings.heartbeat, clock=surroundings.clock)
         case "static":
             return None
+        case "consul":
+            from fastapi_mesh.service_mesh.backends import consul  # imported late: only its users load it
+
+            return consul.discovery(settings, surroundings)
     assert settings.backend not in BACKENDS, "each has a case"
     return _of_another_package(settings)
 
@@ -117,6 +121,10 @@ def store_of(
         case "file":
             assert server.path is not None, "its settings say so"
             return FileStore(server.path, poll_interval=settings.poll_interval, clock=clock)
+        case "consul":
+            from fastapi_mesh.service_mesh.backends import consul  # imported late: only its users load it
+
+            return consul.store(server, namespace, clock)
     raise ConfigurationError(
         f"config_store.backend: the backend {server.backend!r} of discovery keeps no configuration; name one of "
         f"file, {', '.join(STORES)}"

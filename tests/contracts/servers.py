@@ -1,0 +1,11 @@
+"""All backends that the suite of failures runs over."""
+
+from __future__ import annotations
+
+from tests.contracts import server_backends
+from tests.contracts.consul_backends import ConsulServerBackend, ConsulWithTokens
+from tests.contracts.server_backends import ServerBackend
+
+ALL: tuple[type[ServerBackend], ...] = (*server_backends.ALL, ConsulServerBackend)
+SECURED: tuple[type[ServerBackend], ...] = (*server_backends.SECURED, ConsulWithTokens)
+"""Those whose server asks for credentials."""
