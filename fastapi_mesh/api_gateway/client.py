@@ -56,6 +56,7 @@ class Client:
     """
 
     __slots__ = (
+        "_asked",
         "_more",
         "_receive",
         "_size",
@@ -75,6 +76,7 @@ class Client:
         self._receive = receive
         self._watch = watch
         self._more = True
+        self._asked = False
         self._size = 0
         self._watcher: asyncio.Task[None] | None = None
         self._task: asyncio.Task[object] | None = asyncio.current_task()
@@ -95,6 +97,7 @@ class Client:
         return self
 
     async def __anext__(self) -> bytes:
+        self._asked = True
         while self._more:
             message = await self._within(self.pause) if self.pause else await self._receive()
             if message["type"] == "http.disconnect":
@@ -150,6 +153,13 @@ class Client:
             raise
         finally:
             timer.cancel()
+
+    @property
+    def is_unasked(self) -> bool:
+        """Whether nobody has asked for the body, as far as is known here: a client that waits for `100 Continue` then
+        waits still.
+        """
+        return self._more and not self._asked
 
     def answered(self) -> None:
         """The head of the answer is here: what is left of the body isn't read any more (the wire has given it up)."""

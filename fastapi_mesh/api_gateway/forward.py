@@ -20,7 +20,7 @@ from fastapi_mesh.api_gateway.arrival import Arrivals
 from fastapi_mesh.api_gateway.buffer import is_buffered
 from fastapi_mesh.api_gateway.client import Client
 from fastapi_mesh.api_gateway.exchange import Exchange
-from fastapi_mesh.api_gateway.headers import NO_BODY
+from fastapi_mesh.api_gateway.headers import CLOSE, NO_BODY, expects_continue
 from fastapi_mesh.api_gateway.observe import UNMATCHED
 from fastapi_mesh.api_gateway.table import Refusal
 from fastapi_mesh.exceptions import ClientDisconnectedError, InvalidRequestError, MeshError
@@ -93,6 +93,8 @@ class Forward:
         response: Response | None = None
         try:
             response = await self._answer(scope, client, place)
+            if client.is_unasked and expects_continue(scope["headers"]) and CLOSE not in response.headers:
+                response.headers = [*response.headers, CLOSE]
             client.answered()
             await self._deliver(scope, send, client, response)
         except ClientDisconnectedError:

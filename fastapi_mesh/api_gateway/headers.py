@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 NO_BODY = -2
 CHUNKED = -1
+CLOSE = (b"connection", b"close")
 
 _TOKEN = b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _VALUE = b"\t" + bytes(range(0x20, 0x7F)) + bytes(range(0x80, 0x100))
@@ -238,6 +239,13 @@ def read_response(status: int, headers: Sequence[Header], names: ResponseNames) 
     if attempts is not None:
         kept.append((b"x-mesh-attempts", attempts))
     return kept
+
+
+def expects_continue(headers: Iterable[Header]) -> bool:
+    """Whether a client may hold its body back. When it gets a final answer instead of `100 Continue` it may never send
+    it (RFC 9110 section 10.1.1), and what it sends next would be taken for it; so that answer must end the connection.
+    """
+    return any(name.lower() == b"expect" and b"100-continue" in value.lower() for name, value in headers)
 
 
 def _options(value: bytes) -> list[bytes]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, ClassVar
 
+from fastapi_mesh.api_gateway.headers import CLOSE
 from fastapi_mesh.core.message import Response
 from fastapi_mesh.core.problem import document, problem
 from fastapi_mesh.exceptions import ClientDisconnectedError, InvalidRequestError, MeshError
@@ -21,7 +22,6 @@ logger = logging.getLogger("fastapi_mesh.gateway")
 NO_ROUTE = "no-route"
 INTERNAL = "internal"
 REQUEST_ID = b"x-request-id"
-_CLOSE: Header = (b"connection", b"close")
 
 
 class GatewayRefusalError(MeshError):
@@ -117,5 +117,5 @@ def _response(status: int, headers: list[Header], body: bytes, trace_id: str) ->
         headers.append((REQUEST_ID, trace_id.encode()))
     if status in (400, 408, 431):
         # What follows on this connection may be part of what could not be understood.
-        headers.append(_CLOSE)
+        headers.append(CLOSE)
     return Response.of(status, headers, body)

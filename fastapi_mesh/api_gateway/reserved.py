@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
+from fastapi_mesh.api_gateway.headers import CLOSE, expects_continue
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
@@ -60,6 +62,8 @@ async def respond(answer: Page, scope: Message, send: Send) -> None:
         status, content_type, body = await answer(accept)
     else:
         headers.append((b"allow", b"GET, HEAD"))
+    if expects_continue(scope["headers"]):
+        headers.append(CLOSE)
     headers += [(b"content-type", content_type), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 from fastapi_mesh.api_gateway import reserved
+from fastapi_mesh.api_gateway.headers import CLOSE, expects_continue
 from fastapi_mesh.api_gateway.problems import NO_ROUTE
 from fastapi_mesh.api_gateway.table import Refusal
 from fastapi_mesh.api_gateway.target import Place
@@ -34,7 +35,8 @@ async def serve_http(gateway: APIGateway, scope: Message, receive: Receive, send
     if place is None:
         raw: bytes = scope.get("raw_path") or scope["path"].encode()
         if raw == b"*" and scope["method"] == "OPTIONS":  # asks about the whole server (RFC 9110 section 9.3.7)
-            await send({"type": "http.response.start", "status": 204, "headers": []})
+            ending = [CLOSE] if expects_continue(scope["headers"]) else []
+            await send({"type": "http.response.start", "status": 204, "headers": ending})
             await send({"type": "http.response.body", "body": b""})
             return
         place = nowhere(scope)

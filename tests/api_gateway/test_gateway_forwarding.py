@@ -348,3 +348,23 @@ async def test_a_service_that_refuses_an_expecting_client_never_sees_the_body(ht
         raw = await talk(port, request("POST /api/x", "Content-Length: 5", "Expect: 100-continue"), until_close=False)
 
     assert parts(raw)[0] == 417
+
+
+@pytest.mark.parametrize("path", ["/api/x", "/api/%2e%2e/y", "/api/only-get", "/nowhere", "/health"])
+async def test_a_client_that_was_not_asked_for_its_body_has_its_connection_closed(http: str, path: str) -> None:
+    answer = b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n"
+    routes: list[dict[str, object]] = [
+        {"path": "/api/*", "service": "up"},
+        {"path": "/api/only-get", "service": "up", "methods": ["GET"]},
+    ]
+    expecting = request(f"POST {path}", "Content-Length: 60", "Expect: 100-continue").replace(
+        b"Connection: close\r\n", b""
+    )
+    async with (
+        RawUpstream(answer, reads_body=False) as upstream,
+        serving(gateway_to(upstream.url, routes), http) as port,
+    ):
+        raw = await talk(port, expecting)
+
+    assert 400 <= parts(raw)[0] < 500, "its next request would be taken for the body that it held back"
+    assert values(raw, b"connection") == [b"close"]
