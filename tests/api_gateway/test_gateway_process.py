@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -65,16 +64,6 @@ async def test_it_serves_what_its_file_says_and_ends_with_0(
     assert await asyncio.to_thread(child.stop) == 0
 
 
-@pytest.mark.spec("S-320", "S-321")
-async def test_variables_say_where_it_listens(processes: Processes, tmp_path: Path, upstream: RawUpstream) -> None:
-    port = free_port()
-    file = settings(tmp_path, upstream.url, extra="port = 1")
-    child = start(processes, "--config", file, GATEWAY_HOST="localhost", GATEWAY_PORT=str(port))
-    await child.ready(SERVES)
-
-    assert await status(port, "/api/x") == 200
-
-
 async def test_on_sigterm_readiness_turns_first_and_requests_under_way_are_completed(
     processes: Processes, tmp_path: Path
 ) -> None:
@@ -93,7 +82,7 @@ async def test_on_sigterm_readiness_turns_first_and_requests_under_way_are_compl
         await arrived.wait()
 
         child.signal(signal.SIGTERM)
-        await until(lambda: _is(child.port, "/health/ready", 503), "readiness is 503 while the port is still open", 2)
+        await until(lambda: _is(child.port, "/health/ready", 503), "readiness is 503 while the port is still open")
         go_on.set()
 
         assert parts(await asked)[2] == b"done"
@@ -104,15 +93,19 @@ async def _is(port: int, path: str, expected: int) -> bool:
     return await status(port, path) == expected
 
 
-async def test_ctrl_c_ends_it_at_once_and_with_0(processes: Processes, tmp_path: Path, upstream: RawUpstream) -> None:
-    child = start(processes, "--config", settings(tmp_path, upstream.url), "--port", "{port}", MESH_DRAIN_DELAY="20")
+@pytest.mark.spec("S-320", "S-321")
+async def test_variables_say_where_it_listens_and_ctrl_c_ends_it_without_a_drain(
+    processes: Processes, tmp_path: Path, upstream: RawUpstream
+) -> None:
+    port = free_port()
+    file = settings(tmp_path, upstream.url, extra="port = 1")
+    child = start(processes, "--config", file, GATEWAY_HOST="localhost", GATEWAY_PORT=str(port), MESH_DRAIN_DELAY="600")
     await child.ready(SERVES)
-    began = time.monotonic()
+    assert await status(port, "/api/x") == 200
 
     child.signal(signal.SIGINT)
 
     assert await asyncio.to_thread(child.ended) == 0
-    assert time.monotonic() - began < 5
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
@@ -263,11 +256,16 @@ async def test_all_workers_reload_and_one_that_is_replaced_meanwhile_has_what_wa
 
 
 @pytest.mark.spec("S-064")
-async def test_a_worker_that_hangs_is_killed_and_replaced(
-    processes: Processes, tmp_path: Path, upstream: RawUpstream
+async def test_a_gateway_made_in_code_has_workers_and_one_that_hangs_is_killed_and_replaced(
+    processes: Processes, upstream: RawUpstream
 ) -> None:
-    file = settings(tmp_path, upstream.url, extra="worker_timeout = 2")
-    child = await start(processes, "--config", file, "--port", "{port}", "--workers", "2").ready(SERVES)
+    arguments = ["--app", "tests.api_gateway.code_gateway:gateway", "--port", "{port}", "--workers", "2"]
+    child = start(processes, *arguments, UPSTREAM=upstream.url, MESH_GATEWAY__WORKER_TIMEOUT="2")
+    await child.ready(SERVES)
+
+    assert await status(child.port, "/api/x") == 200
+    assert b"gateway_requests_total" in await talk(child.port, request("GET /metrics")), "any worker answers for all"
+
     _, victim, other = process_tree(child.pid)
     os.kill(victim, signal.SIGSTOP)
 
@@ -277,12 +275,3 @@ async def test_a_worker_that_hangs_is_killed_and_replaced(
     assert answers == [200] * 20
     assert not runs(victim)
     assert runs(other)
-
-
-async def test_workers_of_a_gateway_made_in_code(processes: Processes, upstream: RawUpstream) -> None:
-    arguments = ["--app", "tests.api_gateway.code_gateway:gateway", "--port", "{port}", "--workers", "2"]
-    child = start(processes, *arguments, UPSTREAM=upstream.url)
-    await child.ready(SERVES)
-
-    assert await status(child.port, "/api/x") == 200
-    assert b"gateway_requests_total" in await talk(child.port, request("GET /metrics")), "any worker answers for all"
