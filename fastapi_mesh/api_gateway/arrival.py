@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from fastapi_mesh.api_gateway.headers import RequestNames, read_request
 from fastapi_mesh.api_gateway.request_id import accept
 from fastapi_mesh.api_gateway.target import strip
+from fastapi_mesh.core.context import CallContext, current_inbound
 
 if TYPE_CHECKING:
     from fastapi_mesh.api_gateway.forwarded import Forwarding, Origin
@@ -14,9 +15,19 @@ if TYPE_CHECKING:
     from fastapi_mesh.api_gateway.routes import Route
     from fastapi_mesh.api_gateway.target import Place
     from fastapi_mesh.config.policies import CallPolicy
-    from fastapi_mesh.core.context import CallContext
     from fastapi_mesh.core.instance import Message as Scope
+    from fastapi_mesh.core.state import ServiceState
     from fastapi_mesh.service_mesh.mesh import ServiceMesh
+
+
+def own_context(route: Route, state: ServiceState) -> CallContext:
+    """The context where the gateway answers itself: there is no service that discovery would have to look for."""
+    assert route.policy is not None, "a route with a state has a policy too"
+    inbound = current_inbound.get()
+    context = CallContext(route.policy, state, template=route.path, inbound=inbound)
+    if inbound is not None:
+        context.request_id = inbound.request_id
+    return context
 
 
 class Arrivals:
@@ -43,7 +54,10 @@ class Arrivals:
 
     def context(self, route: Route, policy: CallPolicy | None, head: Head, origin: Origin) -> CallContext:
         """The context of the call; a trusted proxy's request id is taken over."""
-        context = self._mesh.new_context(route.service, template=route.path, policy=policy)
+        if route.state is None:
+            context = self._mesh.new_context(route.service, template=route.path, policy=policy)
+        else:
+            context = own_context(route, route.state)
         if not context.request_id and origin.trusted:
             context.request_id = accept(head.request_id)
         return context

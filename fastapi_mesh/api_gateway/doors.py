@@ -7,8 +7,13 @@ from typing import TYPE_CHECKING
 from fastapi_mesh.api_gateway.pipeline import compile_own
 from fastapi_mesh.api_gateway.routes import Route
 from fastapi_mesh.api_gateway.table import Refusal
+from fastapi_mesh.balancing import new_picker
 from fastapi_mesh.config.edge.websocket import WebSocketPolicy
+from fastapi_mesh.config.policies import CallPolicy, ServicePolicy
 from fastapi_mesh.config.routes import RouteConfig
+from fastapi_mesh.core.instance import InstanceState
+from fastapi_mesh.core.live import Live
+from fastapi_mesh.core.state import ServiceState
 
 if TYPE_CHECKING:
     from fastapi_mesh.api_gateway.pipeline import Parts
@@ -25,11 +30,17 @@ class Doors:
 
     def __init__(self, config: GatewayConfig, parts: Parts) -> None:
         self._found: dict[bytes, tuple[tuple[str, ...], Route]] = {}
+        policy = ServicePolicy()
+        state = ServiceState(
+            SERVICE, instances=Live[tuple[InstanceState, ...]](), picker=new_picker(policy.load_balancing)
+        )
         logins = None if parts.auth is None else parts.auth.logins
         for path, (methods, door) in () if logins is None else logins.doors(parts.meter).items():
             route = Route(RouteConfig(path=path, service=SERVICE, methods=methods), config)
             route.chain = compile_own(door, route, parts)
             route.websocket = WebSocketPolicy(enabled=False)
+            route.state = state
+            route.set_policy(SERVICE, CallPolicy.compile(policy))
             self._found[path.encode()] = (methods, route)
 
     def __bool__(self) -> bool:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fastapi_mesh.api_gateway.exchange import GatewayService
     from fastapi_mesh.config.gateway import GatewayConfig, RouteConfig
     from fastapi_mesh.config.policies import CallPolicy
+    from fastapi_mesh.core.state import ServiceState
 
 
 class Route:
@@ -28,7 +29,7 @@ class Route:
     and the answer comes within the attempt's timeout after its end. `services` are all that may answer, `service`
     first; `policies` has both policies of each. `parameters` says which segment of a path each name is; `max_body`,
     `https_port` (None where HTTP will do) and `host` (True: the client's, False: the instance's) are what counts here
-    after the gateway's own settings.
+    after the gateway's own settings. `state` is None, but where the gateway answers itself.
     """
 
     __slots__ = (
@@ -44,6 +45,7 @@ class Route:
         "policy",
         "service",
         "services",
+        "state",
         "streaming",
         "strip",
         "upgrade",
@@ -68,6 +70,7 @@ class Route:
         self.chain: GatewayService | None = None
         self.upgrade: GatewayService | None = None
         self.websocket = config.websocket or WebSocketPolicy()
+        self.state: ServiceState | None = None
         self.policy: CallPolicy | None = None
         self.streaming: CallPolicy | None = None
 

@@ -21,16 +21,19 @@ READY = re.compile(r"^ready$", re.MULTILINE)
 RESOURCE = "https://shop.example"
 """What a JWT is for; it becomes its `aud`."""
 SECRET = "a-client-secret-of-32-bytes-or-more"
-"""Of both clients: `caller`, who gets tokens, and `gateway`, who asks about them."""
+"""Of all clients: `caller`, who gets tokens, `gateway`, who asks about them, and `web`, at which users log in."""
 
 
 class OidcServer:
-    """One server, on one port for its life, however often it is started. `keys` are private JWKs."""
+    """One server, on one port for its life, however often it is started. `keys` are private JWKs, `web_ttl` seconds of
+    the access tokens of `web`, at which users log in.
+    """
 
-    def __init__(self, processes: Processes, *keys: dict[str, Any], ttl: int = 600) -> None:
+    def __init__(self, processes: Processes, *keys: dict[str, Any], ttl: int = 600, web_ttl: int = 600) -> None:
         self._processes = processes
         self._port = free_port()
         self._ttl = ttl
+        self._web_ttl = web_ttl
         self.keys = list(keys)
         self.url = f"http://127.0.0.1:{self._port}"
         self._child: ChildProcess | None = None
@@ -47,6 +50,7 @@ class OidcServer:
             "clients": clients,
             "resource": RESOURCE,
             "ttl": self._ttl,
+            "web": {"id": "web", "secret": SECRET, "ttl": self._web_ttl},
         }
         self._child = self._processes.start(
             [node, str(SCRIPT), module],
