@@ -150,7 +150,7 @@ def test_everything_wrong_with_a_node_is_told_at_once_with_its_source(tmp_path: 
         "MESH_DEFAULTS__TIMEOUTS__TIMEOUT": "5s",
         "MESH_SERVICES": "{",
         "MTLS_ENABLED": "true",
-        "DISCOVERY_BACKEND": "etcd",
+        "DISCOVERY_BACKEND": "etdc",
         "MESH_DISCOVRY__PATH": "x",
     }
 
@@ -170,7 +170,10 @@ def test_everything_wrong_with_a_node_is_told_at_once_with_its_source(tmp_path: 
                 "its scheme is not one of http, https, h2, h2c"
             ),
             "defaults.timeouts.timeout (MESH_DEFAULTS__TIMEOUTS__TIMEOUT): '5s' is not a number of seconds - write 5",
-            f"discovery.backend (DISCOVERY_BACKEND): 'etcd' is not part of this version (0.1); {BACKENDS}",
+            (
+                "discovery.backend (DISCOVERY_BACKEND): 'etdc' is none of local, static, memory, consul, etcd, kubernetes, "
+                "dns - did you mean 'etcd'?"
+            ),
             "enable_mtls (MTLS_ENABLED): mutual TLS is not part of this version (0.1)",
             "start_policy: 'lazy' is not one of degraded, fail",
         ]

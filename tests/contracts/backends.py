@@ -11,12 +11,17 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 
 import pytest
 
+from fastapi_mesh.config.backends import DiscoveryConfig
 from fastapi_mesh.core.tasks import Supervisor
 from fastapi_mesh.discovery.chained import ChainedDiscovery
+from fastapi_mesh.discovery.etcd import EtcdRegistry
+from fastapi_mesh.discovery.etcd_rows import Space
 from fastapi_mesh.discovery.lists import watching
 from fastapi_mesh.discovery.local import LocalRegistry
 from fastapi_mesh.discovery.memory import MemoryRegistry
 from fastapi_mesh.discovery.static import StaticDiscovery
+from fastapi_mesh.service_mesh.backends.etcd import client as etcd_client
+from tests.support.etcd import EtcdServer, new_namespace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -221,8 +226,48 @@ class ChainedStaticFirst(Static):
         return ChainedDiscovery([self._static, MemoryRegistry()])
 
 
-ALL: tuple[type[Backend], ...] = (Static, Memory, Local, ChainedStaticFirst, ChainedBehindStatic)
-REGISTRIES: tuple[type[RegistryBackend], ...] = (Memory, Local, LocalFileDeleted)
+class Etcd(RegistryBackend):
+    name = "etcd"
+    server = "etcd"
+    fixture = "etcd_server"
+
+    async def open(self) -> None:
+        assert isinstance(self.process, EtcdServer)
+        self.etcd = self.process
+        self.space = Space(namespace=new_namespace())
+
+    def _client(self) -> EtcdRegistry:
+        """Each client is an object of its own, as in another process."""
+        settings = DiscoveryConfig(backend="etcd", host="127.0.0.1", port=self.etcd.port)
+        client = EtcdRegistry(etcd_client(settings), space=self.space, lease=self.lease, heartbeat=self.heartbeat)
+        self.stack.push_async_callback(client.aclose)
+        return client
+
+    def view(self) -> Discovery:
+        return self._client()
+
+    def registrar(self) -> Registrar:
+        return self._client()
+
+    async def put_all(self, instances: list[Instance]) -> None:
+        first, *others = instances
+        await super().put_all([first])
+        for number in range(0, len(others), 20):  # each is a few round trips
+            await asyncio.gather(*(self.put(each) for each in others[number : number + 20]))
+
+    async def wipe(self) -> None:
+        await asyncio.to_thread(self.etcd.delete, self.space.folder("instances").decode())
+
+
+class EtcdWhoseLeasesEnd(Etcd):
+    name = "etcd, whose leases are revoked"
+
+    async def wipe(self) -> None:
+        await asyncio.to_thread(self.etcd.revoke_leases)
+
+
+ALL: tuple[type[Backend], ...] = (Static, Memory, Local, ChainedStaticFirst, ChainedBehindStatic, Etcd)
+REGISTRIES: tuple[type[RegistryBackend], ...] = (Memory, Local, LocalFileDeleted, Etcd, EtcdWhoseLeasesEnd)
 
 
 class Seen:

@@ -7,8 +7,13 @@ from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol, Self, cast
 
+from fastapi_mesh.config.backends import StoreConfig
 from fastapi_mesh.configstore import ConfigStore, ConfigWriter, Entry, FileStore, LocalStore, MemoryStore
+from fastapi_mesh.configstore.etcd import EtcdStore
 from fastapi_mesh.core.tasks import Supervisor
+from fastapi_mesh.discovery.etcd_rows import Space
+from fastapi_mesh.service_mesh.backends.etcd import client as etcd_client
+from tests.support.etcd import EtcdServer, new_namespace
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -72,7 +77,24 @@ class File(StoreBackend):
         return FileStore(self.folder / "settings", poll_interval=0.02)
 
 
-ALL: tuple[type[StoreBackend], ...] = (Memory, Local, File)
+class Etcd(StoreBackend):
+    name = "etcd"
+    server = "etcd"
+    fixture = "etcd_server"
+
+    def __init__(self, folder: Path, process: object = None) -> None:
+        super().__init__(folder, process)
+        assert isinstance(process, EtcdServer)
+        self._settings = StoreConfig(backend="etcd", host="127.0.0.1", port=process.port)
+        self._space = Space(namespace=new_namespace())
+
+    def client(self) -> Client:
+        store = EtcdStore(etcd_client(self._settings), space=self._space)
+        self.stack.push_async_callback(store.aclose)
+        return store
+
+
+ALL: tuple[type[StoreBackend], ...] = (Memory, Local, File, Etcd)
 
 
 class Watched:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from tests.contracts import server_backends
 from tests.contracts.consul_backends import ConsulServerBackend, ConsulWithTokens
+from tests.contracts.etcd_server import Etcd, EtcdWithUsers
 from tests.contracts.server_backends import ServerBackend
 
-ALL: tuple[type[ServerBackend], ...] = (*server_backends.ALL, ConsulServerBackend)
-SECURED: tuple[type[ServerBackend], ...] = (*server_backends.SECURED, ConsulWithTokens)
+ALL: tuple[type[ServerBackend], ...] = (*server_backends.ALL, Etcd, ConsulServerBackend)
+SECURED: tuple[type[ServerBackend], ...] = (*server_backends.SECURED, EtcdWithUsers, ConsulWithTokens)
 """Those whose server asks for credentials."""

@@ -87,6 +87,10 @@ def _discovery(settings: DiscoveryConfig, surroundings: Surroundings) -> Discove
             from fastapi_mesh.service_mesh.backends import consul  # imported late: only its users load it
 
             return consul.discovery(settings, surroundings)
+        case "etcd":
+            from fastapi_mesh.service_mesh.backends import etcd
+
+            return etcd.discovery(settings, surroundings)
     assert settings.backend not in BACKENDS, "each has a case"
     return _of_another_package(settings)
 
@@ -125,6 +129,10 @@ def store_of(
             from fastapi_mesh.service_mesh.backends import consul  # imported late: only its users load it
 
             return consul.store(server, namespace, clock)
+        case "etcd":
+            from fastapi_mesh.service_mesh.backends import etcd
+
+            return etcd.store(server, namespace, clock)
     raise ConfigurationError(
         f"config_store.backend: the backend {server.backend!r} of discovery keeps no configuration; name one of "
         f"file, {', '.join(STORES)}"
