@@ -36,7 +36,6 @@ LATER: dict[str, str] = {
 
 LATER_METHODS: dict[str, str] = {
     # of a mesh
-    "watch_service": "watching a service is",
     "require_valid_cert": "mutual TLS is",
 }
 """Method of the product description to what it belongs to, likewise."""

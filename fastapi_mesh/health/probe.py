@@ -76,8 +76,8 @@ class Probes:
     def statistics(self) -> dict[str, int]:
         """Services and instances that are probed; probes under way, and those that wait for their turn."""
         instances = sum(len(service.targets) for service in self._services.values())
-        waiting = sum(not each.ended for each in self._waiting)
-        return {"services": len(self._services), "instances": instances, "running": self._running, "waiting": waiting}
+        waiting, running = len(self._waiting), self._running
+        return {"services": len(self._services), "instances": instances, "running": running, "waiting": waiting}
 
     def follow(self, state: ServiceState, policy: ProbePolicy | None) -> None:
         """Probe the instances that `state` has now, by `policy`; call it again when either has changed.

@@ -42,6 +42,7 @@ from fastapi_mesh.service_mesh.sources import Sources
 from fastapi_mesh.service_mesh.stack import Parts, Stack
 from fastapi_mesh.service_mesh.state import StateTable
 from fastapi_mesh.service_mesh.statistics import MeshStatistics, gather
+from fastapi_mesh.service_mesh.watching import ServiceWatches
 from fastapi_mesh.service_mesh.wires import Wires
 
 if TYPE_CHECKING:
@@ -202,6 +203,8 @@ class ServiceMesh(SetUpInCode):
         self._live_settings = LiveSettings(
             self, code if config is None else config.model_dump(exclude_unset=True), config_file
         )
+        self._watches = ServiceWatches(self._sources.chain, self.supervisor)
+        self.watch_service = self._watches.watch
         decorators = Decorators(self)
         self.circuit_breaker = decorators.circuit_breaker
         self.retry_policy = decorators.retry_policy
@@ -277,6 +280,7 @@ class ServiceMesh(SetUpInCode):
             await self.configuration.start(resources)
             await self._live_settings.start(resources)
             await self._sources.start(resources)
+            await self._watches.start(resources)
             open_meshes.add(self)
             resources.callback(open_meshes.discard, self)
             self._loop = asyncio.get_running_loop()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from fastapi_mesh import ServiceMesh
 from fastapi_mesh.config.policies import BalancingPolicy, ServicePolicy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import logging
 import random
 import weakref
@@ -54,7 +55,7 @@ async def test_probes_come_every_interval_with_jitter_and_not_in_step() -> None:
         pauses = []
         for number in range(1, 9):
             times = bench.times(f"users-{number}")
-            pauses += [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+            pauses += [later - earlier for earlier, later in itertools.pairwise(times)]
 
     assert len(pauses) > 8 * 15
     assert min(pauses) >= 30.0 * (1 - JITTER) - 1e-6
@@ -311,6 +312,29 @@ async def test_registered_paths_are_used_where_the_policy_asks_for_them() -> Non
         ]
 
 
+async def test_an_instance_that_takes_its_path_back_has_no_verdict_any_more() -> None:
+    both = user(1, health_check="/ready"), user(2, health_check="/ready")
+    async with rig(*both, policy=ProbePolicy(), answers={"users-1": 503}) as bench:
+        await bench.use()
+        await bench.until_probed(2 * 3)
+        await bench.clock.advance(1.0)
+        assert await bench.health() == {"users-1": "unhealthy", "users-2": "healthy"}
+        bench.listed.set(user(1), both[1])
+        await bench.clock.advance(100.0)
+        assert await bench.health() == {"users-1": "healthy", "users-2": "healthy"}
+        assert (await bench.use())["users-1"].verdict == "unknown"
+
+
+@pytest.mark.spec("S-015")
+async def test_the_interval_is_from_start_to_start_however_long_an_answer_takes() -> None:
+    answers = {"users-1": Answer(200, delay=4.5)}
+    async with rig(user(1), policy=ProbePolicy(path="/health", interval=10.0), answers=answers) as bench:  # type: ignore[arg-type]
+        await bench.use()
+        await bench.until_probed(12)
+        pauses = [later - earlier for earlier, later in itertools.pairwise(bench.times())]
+        assert all(8.0 <= pause <= 12.0 for pause in pauses), pauses
+
+
 @pytest.mark.spec("S-121", "B22")
 async def test_with_health_check_required_only_vouched_instances_are_used() -> None:
     waiting = user(2, health="unknown")
@@ -495,6 +519,10 @@ async def test_stopping_in_the_middle_of_probes_leaves_nothing() -> None:
             "running": MOST_AT_ONCE,
             "waiting": 200 - MOST_AT_ONCE,
         }
+        bench.listed.set(*instances[:100])
+        await bench.clock.advance(0.0)
+        left = bench.mesh.probes.statistics()
+        assert left["running"] + left["waiting"] == left["instances"] == 100, "who has left waits no more"
     assert bench.wire.in_flight == 0
     assert bench.seen(InstanceProbed) == []
 
@@ -517,22 +545,19 @@ async def test_probes_keep_nothing_of_the_request_in_which_a_service_was_called_
         class Kept(Inbound):
             __slots__ = ("__weakref__",)
 
-        inbound = Kept(bench.mesh)
-        gone = weakref.ref(inbound)
+        kept = [Kept(bench.mesh)]
+        gone = weakref.ref(kept[0])
 
         async def handler() -> None:
-            current_inbound.set(inbound)
-            bench.mesh.probes.follow(bench.mesh.states.get("users"), ProbePolicy(path="/health"))
+            current_inbound.set(kept[0])
+            bench.mesh.policies.change("users", health_check={"interval": 10.0})
 
-        bench.listed.set()
         async with anyio.create_task_group() as group:
             await bench.use()
-            bench.listed.set(user(1))
-            await bench.clock.advance(0.0)
             group.start_soon(handler)
         await bench.clock.advance(100.0)
         assert len(bench.probed()) > 2
-        del inbound
+        kept.clear()
         gc.collect()
         assert gone() is None
 
