@@ -73,18 +73,13 @@ def test_the_listening_sockets_of_this_process_are_found_and_no_others():
 
 def test_a_socket_of_another_process_is_not_ours_and_an_inherited_one_is():
     program = "from fastapi_mesh.discovery.address import own_listeners; print([each.port for each in own_listeners()])"
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as sock:
-        sock.bind(("127.0.0.1", 0))
-        sock.listen()
-        port = sock.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as inherited, socket.create_server(("127.0.0.1", 0)) as other:
+        seen = subprocess.run(
+            [sys.executable, "-c", program], pass_fds=[inherited.fileno()], capture_output=True, text=True, check=True
+        ).stdout
 
-        def seen_by_a_child(inherited: tuple[int, ...]) -> str:
-            return subprocess.run(
-                [sys.executable, "-c", program], pass_fds=inherited, capture_output=True, text=True, check=True
-            ).stdout
-
-        assert str(port) not in seen_by_a_child(())
-        assert str(port) in seen_by_a_child((sock.fileno(),))
+        assert str(inherited.getsockname()[1]) in seen
+        assert str(other.getsockname()[1]) not in seen
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ class ChildProcess:
         end = time.monotonic() + timeout
         while not any(self.port in listening_ports(pid) for pid in process_tree(self.pid)):
             self._is_ready(_NEVER, end)
-            time.sleep(0.02)
+            time.sleep(0.05)  # looking at the sockets of all processes is not for nothing
         return self
 
     def _is_ready(self, ready: re.Pattern[str], end: float) -> bool:
