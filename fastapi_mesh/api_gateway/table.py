@@ -56,6 +56,9 @@ OUTSIDE = Refusal(400, "ambiguous-path", "The path leads above its root ('..'), 
 
 Found: TypeAlias = R | Refusal | None
 
+_UNMET = Refusal(404, "no-route", "")
+"""What a table says to itself: the path is a route's, whose conditions do not hold. To others it is None."""
+
 
 class Entry(NamedTuple, Generic[R]):
     """A route as the table takes it. `methods` is None for any."""
@@ -85,7 +88,8 @@ class RouteTable(Generic[R]):
     """Immutable. Two routes may not claim the same path and method under the same conditions.
 
     Where no route has a path, `fallback` is asked: its routes are others' rivals in nothing, so whatever path a route
-    of this table has, with whatever method, is not theirs.
+    of this table has, with whatever method and under whatever conditions, is not theirs. (Conditions protect: a client
+    that leaves out the header that a route asks for must not get around it.)
     """
 
     __slots__ = ("_fallback", "_root", "routes")
@@ -128,9 +132,9 @@ class RouteTable(Generic[R]):
         if is_usual(path):
             parts = path.split(b"/")
             found = self._find(parts, method, scope, authority)
-            if found is not None or self._fallback is None:
-                return found
-            return self._fallback._find(parts, method, scope, authority)
+            if found is None and self._fallback is not None:
+                found = self._fallback._find(parts, method, scope, authority)
+            return None if found is _UNMET else found
         return self._find_unusual(path, method, scope, authority)
 
     def _find_unusual(self, path: bytes, method: str, scope: Scope | None, authority: bytes | None) -> Found[R]:
@@ -153,8 +157,8 @@ class RouteTable(Generic[R]):
         parts = (b"", *segments)
         found = self._find(parts, method, scope, authority)
         if found is None and self._fallback is not None:
-            return self._fallback._find(parts, method, scope, authority)
-        return found
+            found = self._fallback._find(parts, method, scope, authority)
+        return None if found is _UNMET else found
 
     def _find(self, parts: Sequence[bytes], method: str, scope: Scope | None, authority: bytes | None) -> Found[R]:
         """Depth first, most specific branch first; `later` holds the branches not taken, the best last.
@@ -285,8 +289,8 @@ def _chosen(choice: Choice[R], scope: Scope | None, authority: bytes | None) -> 
     return choice.pick(Asked(_NOTHING if scope is None else scope, authority))
 
 
-def _not_allowed(refused: list[_Leaf[R]], method: str, scope: Scope | None, authority: bytes | None) -> Refusal | None:
-    """Which methods a route would have answered; None where there is none, whatever the method."""
+def _not_allowed(refused: list[_Leaf[R]], method: str, scope: Scope | None, authority: bytes | None) -> Refusal:
+    """Which methods a route would have answered; _UNMET where there is none, whatever the method."""
     methods = {
         each
         for routes in refused
@@ -294,7 +298,7 @@ def _not_allowed(refused: list[_Leaf[R]], method: str, scope: Scope | None, auth
         if not isinstance(found, Choice) or _chosen(found, scope, authority) is not None
     }
     if not methods:
-        return None
+        return _UNMET
     if ANY_METHOD in methods:
         methods = methods - {ANY_METHOD} | set(USUAL_METHODS)
     allow = tuple(sorted(methods | {"OPTIONS"}))

@@ -147,6 +147,26 @@ async def test_an_explicit_route_wins_with_all_its_methods_whatever_is_more_lite
 
 
 @pytest.mark.spec("S-203")
+@pytest.mark.parametrize(
+    "condition", [{"host": "intern.example"}, {"headers": {"x-operator": True}}, {"query": {"key": "7"}}], ids=str
+)
+async def test_nobody_gets_around_an_explicit_route_by_not_meeting_its_conditions(condition: dict[str, object]) -> None:
+    registry = MemoryRegistry()
+    async with RawUpstream() as users:
+        await registry.register(instance_of("users", users.url))
+        gateway = new_gateway(registry)
+        route = {"path": "/api/v1/users/admin/*", "service": "users", "require_https": True, **condition}
+        gateway.configure_routes([route])
+        async with serving(gateway) as port:
+            without = await talk(port, request("GET /api/v1/users/admin/x"))
+            around = await talk(port, request("GET /api/v1/users/x/..%2Fadmin/x"))
+            other = await talk(port, request("GET /api/v1/users/7"))
+
+    assert [parts(raw)[0] for raw in (without, around, other)] == [404, 400, 200]
+    assert len(users.received) == 1
+
+
+@pytest.mark.spec("S-203")
 async def test_settings_for_all_dynamic_routes_come_from_one_table() -> None:
     registry = MemoryRegistry()
     template = {"methods": ["GET", "POST"], "max_body": 1, "request_headers": {"set": {"x-through": "gateway"}}}
