@@ -203,7 +203,6 @@ ORDER: tuple[Row, ...] = (
             if (pairs := [pair for pair in parts.transformers if pair.is_for(route.path)])
             else None
         ),
-        upgrades=False,
     ),
     Row(
         "Fault",

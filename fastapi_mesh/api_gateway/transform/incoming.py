@@ -56,6 +56,7 @@ class Incoming:
         asked.principal = exchange.principal
         asked.route = exchange.route.config
         asked.request_id = exchange.context.request_id
+        asked.is_websocket = exchange.scope["type"] == "websocket"
         if self._body != b"":
             asked.later(self.load)
         self.asked = asked
@@ -94,6 +95,8 @@ class Incoming:
     def apply(self) -> None:
         """Make the exchange what the transformers have made of it. Raises UnsendableError."""
         asked, exchange = self.asked, self.exchange
+        if asked.is_websocket:
+            _check_handshake(asked)
         method = asked.method.encode("latin-1", "replace")
         if method != exchange.method:
             if not _METHOD.fullmatch(asked.method) or asked.method in ("CONNECT", "TRACE"):
@@ -153,6 +156,14 @@ class Incoming:
         policies = exchange.route.policies.get(exchange.service)
         if policies is not None and exchange.context.policy is policies[1]:
             exchange.context.policy = policies[0]
+
+
+def _check_handshake(asked: GatewayRequest) -> None:
+    """RFC 6455 section 4.1: a GET without a body, and fields that are the gateway's own towards the service."""
+    if asked.method != "GET" or asked.body_changed:
+        raise UnsendableError("the handshake of a WebSocket is a GET without a body")
+    if any(name.startswith(b"sec-websocket-") for name, _ in asked.headers.raw):
+        raise UnsendableError("Sec-WebSocket-* belong to one connection: they are not a transformer's")
 
 
 def _climbs(raw: bytes) -> bool:

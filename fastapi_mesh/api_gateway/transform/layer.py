@@ -35,6 +35,8 @@ class Transform:
 
     Where answers are read whole, the service is asked for one that can be: without Range, in a coding that can be taken
     off again, and for GET where the client sent HEAD, so that both get the same headers (RFC 9110 section 9.3.2).
+
+    A WebSocket's handshake is a request like others; what answers it is no answer for transformers.
     """
 
     __slots__ = ("_codings", "_dropped", "_limit", "_pairs", "_reads_responses", "inner")
@@ -56,15 +58,20 @@ class Transform:
 
     async def __call__(self, request: Exchange) -> Response:
         incoming = Incoming(request, self._limit)
+        upgrade = incoming.asked.is_websocket
         for index, pair in enumerate(self._pairs):
             if pair.request is not None:
                 answer = await self._ask(pair.request, incoming, request)
                 if answer is not None:
+                    if upgrade:
+                        return answer
                     return await self._answered(answer, self._pairs[:index], incoming, 0.0)
         try:
             incoming.apply()
         except UnsendableError as error:
             raise self._unsendable("request", request, error) from error
+        if upgrade:
+            return await self.inner(request)
         if self._reads_responses:
             self._want_whole(request)
         started = time.monotonic()

@@ -88,7 +88,8 @@ class GatewayRequest(_Message):
     below the gateway's prefix, percent-decoded, before `strip_prefix` and `rewrite`, which apply to what it is set to;
     `raw_path` is the same as it came, so use that where an encoded slash must stay one. `principal` is who was
     authenticated (None for nobody), `route` the route's settings, `request_id` the id that logs and traces know it by,
-    `scheme` what the client used: http or https.
+    `scheme` what the client used: http or https. `is_websocket` says that this is the handshake of a WebSocket: a GET
+    without a body, and it stays one.
     """
 
     __slots__ = (
@@ -96,6 +97,7 @@ class GatewayRequest(_Message):
         "_path",
         "_query",
         "_raw_path",
+        "is_websocket",
         "method",
         "principal",
         "request_id",
@@ -124,6 +126,7 @@ class GatewayRequest(_Message):
         self._client: str | Origin = ""
         self.scheme = "http"
         self.request_id = ""
+        self.is_websocket = False
         self.principal: Principal | None = None
         self.route: RouteConfig | None = None
 

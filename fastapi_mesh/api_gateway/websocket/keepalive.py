@@ -1,4 +1,6 @@
-"""The clock of one WebSocket: when to ping its service, and when it has been silent, idle or open for too long."""
+"""The clock of one WebSocket: when to ping its service, when that has been silent or it idle or open for too long, and
+when its client's credential ends.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ import random
 from math import inf
 from typing import TYPE_CHECKING, Protocol
 
-from fastapi_mesh.api_gateway.websocket.closes import CUT, GOING_AWAY, INTERNAL_ERROR, Close, Ending
+from fastapi_mesh.api_gateway.websocket.closes import CUT, GOING_AWAY, INTERNAL_ERROR, POLICY, Close, Ending
 
 if TYPE_CHECKING:
     from fastapi_mesh.config.edge.websocket import WebSocketPolicy
@@ -16,6 +18,7 @@ SILENT = Ending(
     Close(INTERNAL_ERROR, "the service does not answer"), CUT, "the service did not answer a ping within its timeout"
 )
 IDLE = Ending(Close(GOING_AWAY, "idle for too long"), Close(GOING_AWAY, "idle for too long"))
+EXPIRED = Ending(Close(POLICY, "the credential has expired"), Close(POLICY, "the credential has expired"))
 TOO_OLD = Ending(Close(GOING_AWAY, "open for too long"), Close(GOING_AWAY, "open for too long"))
 
 
@@ -42,6 +45,7 @@ class KeepAlive:
 
     __slots__ = (
         "_clock",
+        "_end_of_credential",
         "_end_of_life",
         "_idle",
         "_interval",
@@ -54,13 +58,15 @@ class KeepAlive:
         "used",
     )
 
-    def __init__(self, watched: Watched, policy: WebSocketPolicy, clock: Clock) -> None:
+    def __init__(self, watched: Watched, policy: WebSocketPolicy, clock: Clock, *, credential: float = inf) -> None:
+        """`credential` is seconds for which the client's credential is good still."""
         now = clock.now()
         self._watched = watched
         self._clock = clock
         self._interval = policy.ping_interval or inf
         self._timeout = policy.ping_timeout
         self._idle = policy.idle_timeout or inf
+        self._end_of_credential = inf if policy.outlive_token else now + credential
         self._end_of_life = now + policy.max_lifetime if policy.max_lifetime else inf
         self._next_ping = now + random.random() * self._interval if self._interval != inf else inf
         self._pinged: float | None = None
@@ -79,7 +85,7 @@ class KeepAlive:
             self._timer = None
 
     def _plan(self) -> None:
-        due = min(self._next_ping, self._end_of_life, self.used + self._idle)
+        due = min(self._next_ping, self._end_of_life, self._end_of_credential, self.used + self._idle)
         if self._pinged is not None:
             due = min(due, self._pinged + self._timeout)
         if due != inf:
@@ -88,6 +94,9 @@ class KeepAlive:
     def _look(self) -> None:
         self._timer = None
         now = self._clock.now()
+        if now >= self._end_of_credential:
+            self._watched.end(EXPIRED)
+            return
         if now >= self._end_of_life:
             self._watched.end(TOO_OLD)
             return

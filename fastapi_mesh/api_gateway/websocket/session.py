@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from contextlib import suppress
+from math import inf
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from fastapi_mesh.api_gateway.websocket import closes
@@ -20,6 +22,7 @@ from fastapi_mesh.exceptions import ClientDisconnectedError, MeshError, Upstream
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Coroutine
 
+    from fastapi_mesh.api_gateway.principal import Principal
     from fastapi_mesh.api_gateway.websocket.framing import Frames
     from fastapi_mesh.api_gateway.websocket.handshake import Handshake
     from fastapi_mesh.core.clock import Clock
@@ -114,7 +117,7 @@ class Session:
         self._frames, self._response, self._stream = request.frames, response, response.upgrade
         self._limit = request.route.websocket.max_message
         self._tally = tally
-        self._alive = KeepAlive(self, request.route.websocket, self._clock)
+        self._alive = KeepAlive(self, request.route.websocket, self._clock, credential=_left(request.principal))
         accept = {"type": "websocket.accept", "subprotocol": request.subprotocol, "headers": response.headers}
         try:
             await self._send(accept)
@@ -264,6 +267,11 @@ class Session:
             self.end(closes.RESTART)
         elif task.exception() is not None:
             self.end(closes.FAILED)
+
+
+def _left(principal: Principal | None) -> float:
+    """Seconds until the client's credential ends, which is dated in Unix time."""
+    return inf if principal is None or principal.expires is None else principal.expires - time.time()
 
 
 async def _stop(task: asyncio.Task[None] | None) -> None:

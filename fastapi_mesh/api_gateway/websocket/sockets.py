@@ -18,6 +18,7 @@ from fastapi_mesh.api_gateway.observe import UNMATCHED
 from fastapi_mesh.api_gateway.table import Refusal
 from fastapi_mesh.api_gateway.websocket.closes import RESTART
 from fastapi_mesh.api_gateway.websocket.handshake import Handshake, as_http
+from fastapi_mesh.api_gateway.websocket.origins import may_open
 from fastapi_mesh.api_gateway.websocket.refusal import send_refusal
 from fastapi_mesh.api_gateway.websocket.session import Session, Tally
 from fastapi_mesh.exceptions import ClientDisconnectedError, InvalidRequestError
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("fastapi_mesh.gateway")
 
 OFF = Refusal(403, "websocket-off", "This path takes no WebSockets.")
+ORIGIN = Refusal(403, "origin-not-allowed", "Pages of this origin may open no WebSocket here.")
 ENDING = Refusal(503, "draining", "This gateway is about to end; open the WebSocket again.")
 
 
@@ -146,6 +148,8 @@ class WebSockets:
             request = self._request(scope, route, place)
         except InvalidRequestError as error:
             return None, self._early.refuse(http, route.path, error)
+        if not may_open(request, route.websocket.allowed_origins):
+            return None, self._early.refuse(http, route.path, ORIGIN)
         assert route.upgrade is not None, "the routes of an open gateway have their chains"
         return request, await route.upgrade(request)
 

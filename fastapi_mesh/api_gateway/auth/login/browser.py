@@ -1,13 +1,11 @@
-"""What can be told of a browser's request: what it wants, from which page it comes, and what address it has used."""
+"""What can be told of a browser's request: what it wants, from which page it comes, and where it wanted to go."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastapi_mesh.api_gateway.headers import check_host
-from fastapi_mesh.api_gateway.target import strip
+from fastapi_mesh.api_gateway.public import prefix_of
 from fastapi_mesh.config.edge.login import is_local
-from fastapi_mesh.exceptions import InvalidRequestError
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
@@ -17,7 +15,6 @@ if TYPE_CHECKING:
 SAFE_METHODS = frozenset({b"GET", b"HEAD", b"OPTIONS"})
 LONGEST_RETURN = 1500
 """Characters of an address that a login remembers; a browser that wants to go back to a longer one gets to "/"."""
-_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 
 def is_navigation(request: Exchange) -> bool:
@@ -62,36 +59,9 @@ def is_cross_site(request: Exchange) -> bool:
     return any(name == b"sec-fetch-site" and value == b"cross-site" for name, value in request.headers)
 
 
-def origin_of(request: Exchange) -> str:
-    """The origin of the gateway as the browser knows it, as browsers write it: no default port, lower case."""
-    host = _host(request).decode("latin-1").lower()
-    scheme = request.origin.scheme
-    return f"{scheme}://{host.removesuffix(_DEFAULT_PORTS[scheme])}"
-
-
-def prefix_of(request: Exchange) -> str:
-    """What stands before the gateway's paths: its own prefix, and that of trusted proxies; "" for nothing."""
-    said = next((value for name, value in request.headers if name == b"x-forwarded-prefix"), b"")
-    cut = strip(request.path, request.route.strip)[0] if request.route.strip else b""
-    if cut and said.endswith(cut):
-        said = said[: -len(cut)]
-    prefix = said.decode("latin-1").rstrip("/")
-    return prefix if is_local(prefix) and "?" not in prefix else ""
-
-
 def address_of(request: Exchange) -> str:
     """The path and query that the browser has asked for; "/" where it can't be sent back there."""
     path = prefix_of(request) + request.path.decode("latin-1")
     query = request.query.decode("latin-1")
     address = f"{path}?{query}" if query else path
     return address if is_local(address) and len(address) <= LONGEST_RETURN else "/"
-
-
-def _host(request: Exchange) -> bytes:
-    """The host of a trusted proxy's `X-Forwarded-Host`, which `forwarded` has set, else our own."""
-    said = next((value for name, value in request.headers if name == b"x-forwarded-host"), request.host)
-    try:
-        check_host(said)
-    except InvalidRequestError:
-        return request.host
-    return said

@@ -13,8 +13,6 @@ from fastapi_mesh.api_gateway.auth.login.browser import (
     LONGEST_RETURN,
     comes_from,
     is_cross_site,
-    origin_of,
-    prefix_of,
 )
 from fastapi_mesh.api_gateway.auth.login.cookies import Cookies, https_of
 from fastapi_mesh.api_gateway.auth.login.flow import RefusedByServerError
@@ -26,6 +24,7 @@ from fastapi_mesh.api_gateway.auth.login.refusals import (
     SessionTooLargeError,
 )
 from fastapi_mesh.api_gateway.problems import GatewayRefusalError
+from fastapi_mesh.api_gateway.public import origin_of, prefix_of
 from fastapi_mesh.config.edge.login import is_local
 from fastapi_mesh.core.message import Response
 

@@ -11,10 +11,10 @@ from fastapi_mesh.api_gateway.auth.login.browser import (
     address_of,
     comes_from,
     is_navigation,
-    origin_of,
 )
 from fastapi_mesh.api_gateway.auth.login.refusals import CrossSiteError
 from fastapi_mesh.api_gateway.problems import GatewayRefusalError
+from fastapi_mesh.api_gateway.public import origin_of
 
 if TYPE_CHECKING:
     from fastapi_mesh.api_gateway.auth.layer import Authenticate
