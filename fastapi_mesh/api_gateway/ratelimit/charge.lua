@@ -20,6 +20,18 @@ local function numbers(text)
     return found
 end
 
+-- A value of another kind under one of our keys was put there by somebody else. It would fail this client's requests
+-- until it is gone, and a script that fails is taken for a Redis that does. (PEXPIRE in the past deletes, and needs no
+-- right that is not needed anyway.)
+local function read(command, key, ...)
+    local value = redis.pcall(command, key, ...)
+    if type(value) == 'table' and value.err then
+        redis.call('PEXPIRE', key, -1)
+        value = redis.call(command, key, ...)
+    end
+    return value
+end
+
 for index, key in ipairs(KEYS) do
     local at = (index - 1) * 4
     local window = {
@@ -34,7 +46,7 @@ for index, key in ipairs(KEYS) do
     local width = window.width
     local used
     if window.strategy == 'moving' then
-        local oldest = tonumber(redis.call('LINDEX', key, 0))
+        local oldest = tonumber(read('LINDEX', key, 0))
         while oldest and oldest <= now - width do
             redis.call('LPOP', key)
             oldest = tonumber(redis.call('LINDEX', key, 0))
@@ -42,7 +54,7 @@ for index, key in ipairs(KEYS) do
         window.count = redis.call('LLEN', key)
         used = window.count
     elseif window.strategy == 'fixed' then
-        local stored = numbers(redis.call('GET', key))
+        local stored = numbers(read('GET', key))
         if stored[1] and now < stored[1] and stored[1] <= now + width then
             window.till, window.count = stored[1], stored[2]
         else
@@ -51,7 +63,7 @@ for index, key in ipairs(KEYS) do
         used = window.count
     else
         window.slot = math.floor(now / width)
-        local stored = numbers(redis.call('GET', key))
+        local stored = numbers(read('GET', key))
         if stored[1] and stored[1] >= window.slot then
             window.before, window.count = stored[2], stored[3]
         elseif stored[1] == window.slot - 1 then

@@ -331,6 +331,18 @@ async def test_a_server_that_forgot_the_script_gets_it_again(redis_server: Redis
         assert counters.outages == 0
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES)
+async def test_a_value_of_somebody_else_under_one_of_its_keys_makes_way(
+    redis_server: RedisServer, strategy: str
+) -> None:
+    limit = charges("3/hour", strategy)
+    command = ("SET", limit[0][0], "x") if strategy == "moving" else ("LPUSH", limit[0][0], "x")
+    async with counters_on(redis_server.url) as counters:
+        redis_server.command(*command)
+        assert await passed(counters, 9, limit) == 3
+        assert counters.outages == 0, "one key is not the whole server"
+
+
 async def test_nobody_is_left_waiting_when_it_is_closed(redis_server: RedisServer) -> None:
     async with counters_on(redis_server.url, timeout=30.0) as counters:
         await counters.charge(charges("5/hour"))
