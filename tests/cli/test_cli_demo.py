@@ -153,13 +153,17 @@ def test_a_signal_in_the_middle_leaves_no_process(start_demo: StartDemo, number:
     assert run.children() == set()
 
 
-def test_a_reader_that_goes_away_leaves_no_process(start_demo: StartDemo):
+@pytest.mark.parametrize("plays", [False, pytest.param(True, marks=pytest.mark.soak)])
+def test_a_reader_that_goes_away_leaves_no_process(start_demo: StartDemo, plays: bool):
+    """What can't be written is that one of them has died at its start; or, where it plays, how the story begins."""
     ours, theirs = os.pipe()
     run = start_demo("--once", stdout=theirs)
     os.close(theirs)
     wait_until(lambda: len(run.children()) == PROCESSES, "all processes are started")
 
     os.close(ours)
+    if not plays:
+        os.kill(min(run.children()), signal.SIGKILL)
 
     assert run.process.wait(RUN_TIMEOUT) == 1
     assert run.children() == set()
