@@ -53,7 +53,7 @@ def tests(session: nox.Session) -> None:
 def soak(session: nox.Session) -> None:
     """The tests that take longer than the suite allows."""
     session.install("-q", "-e", ".[cli,redis,http2,ws,yaml,otel,transform]", *TEST_TOOLS, *SERVERS_TO_RUN_ON)
-    session.run("pytest", "-m", "soak", *session.posargs)
+    session.run("pytest", "-m", "soak", "-o", "faulthandler_timeout=3600", *session.posargs)
 
 
 @nox.session

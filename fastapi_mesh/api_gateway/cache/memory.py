@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from typing import TYPE_CHECKING
 
 from fastapi_mesh.api_gateway.cache.store import Found, newest
@@ -37,8 +37,8 @@ class MemoryStore:
     def __init__(self, max_bytes: int, *, max_variants: int = 32) -> None:
         self._max_bytes = max_bytes
         self._max_variants = max_variants
-        self._shelves: dict[tuple[bytes, bytes], Shelf] = {}
-        """By place and partition, the least recently used first."""
+        self._shelves: OrderedDict[tuple[bytes, bytes], Shelf] = OrderedDict()
+        """By place and partition, the least recently used first; a dict takes long to find its first key again."""
         self._paths: dict[bytes, set[tuple[bytes, bytes]]] = {}
         self._drops: deque[tuple[int, Scope]] = deque(maxlen=MEMORY_OF_DROPS)
         self._version = 0
@@ -63,7 +63,7 @@ class MemoryStore:
             shelf = shelves.get(place)
             if shelf is None:
                 continue
-            shelves[place] = shelves.pop(place)
+            shelves.move_to_end(place)
             for entry in shelf.entries:
                 if not entry.selectors or selecting.matches(entry.selectors):
                     found = entry if found is None else newest((found, entry))
