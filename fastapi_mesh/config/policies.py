@@ -158,11 +158,15 @@ class BulkheadPolicy(Frozen):
 
 class OutlierPolicy(Frozen):
     """Ejection of a failing instance (Linkerd's failure accrual): after `consecutive_failures` it gets no calls for
-    `base_ejection * n` seconds, at most `max_ejection`; then one trial call decides.
+    `base_ejection * n` seconds, at most `max_ejection`; then one trial call decides. One that refuses a connection, as
+    nothing listens there any more, is left out at once, for `refused_ejection * n` seconds.
     """
 
     consecutive_failures: Count = Field(default=5, description="Failed attempts in a row that eject an instance.")
     base_ejection: Seconds = Field(default=30.0, description="Seconds of the first ejection; the n-th lasts n times.")
+    refused_ejection: Seconds = Field(
+        default=2.0, description="Seconds of the first ejection of an instance that refuses a connection, likewise."
+    )
     max_ejection: Seconds = Field(default=300.0, description="Seconds of the longest ejection.")
     failure_statuses: frozenset[Status] = Field(
         default=frozenset({500, 502, 503, 504}), description="Answers that count as failures."

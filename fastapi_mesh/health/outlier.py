@@ -25,9 +25,19 @@ def note_success(state: ServiceState, instance: InstanceState, observer: Observe
 
 
 def note_failure(
-    state: ServiceState, instance: InstanceState, policy: OutlierPolicy, now: float, observer: Observer
+    state: ServiceState,
+    instance: InstanceState,
+    policy: OutlierPolicy,
+    now: float,
+    observer: Observer,
+    *,
+    refused: bool = False,
 ) -> None:
-    """An attempt failed. Ejects after `consecutive_failures`; a failed trial ejects again, for longer."""
+    """An attempt failed. Ejects after `consecutive_failures`; a failed trial ejects again, for longer.
+
+    With `refused` nothing listens at the instance's port any more: one such failure is enough, and its ejection is
+    short, since a process that is started again may be back at any time.
+    """
     instance.failures_in_row += 1
     if instance.ejected_until:
         # The trial call, or one let through because no instance was left. A straggler that began before the ejection
@@ -35,10 +45,11 @@ def note_failure(
         if not instance.trial and now < instance.ejected_until:
             instance.ejected_at = now  # the longest-ejected goes first when none is left, so this one goes last
             return
-    elif instance.failures_in_row < policy.consecutive_failures:
+    elif instance.failures_in_row < policy.consecutive_failures and not refused:
         return
     instance.ejections += 1
-    seconds = min(policy.max_ejection, policy.base_ejection * instance.ejections)
+    base = policy.refused_ejection if refused else policy.base_ejection
+    seconds = min(policy.max_ejection, base * instance.ejections)
     instance.ejected_at = now
     instance.ejected_until = now + seconds
     instance.trial = False

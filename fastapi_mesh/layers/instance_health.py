@@ -41,7 +41,7 @@ class InstanceHealth:
             response = await self.inner(request)
         except BaseException as error:
             if isinstance(error, ServiceUnavailableError):
-                self._fail(context, instance)
+                self._fail(context, instance, refused=isinstance(error.__cause__, ConnectionRefusedError))
                 if isinstance(error, UpstreamConnectionError):
                     context.unreachable.append(instance)
             else:
@@ -60,10 +60,10 @@ class InstanceHealth:
         response.on_close(self._closed, (context, instance))
         return response
 
-    def _fail(self, context: CallContext, instance: InstanceState) -> None:
+    def _fail(self, context: CallContext, instance: InstanceState, *, refused: bool = False) -> None:
         policy = context.policy.outlier
         assert policy is not None
-        note_failure(context.state, instance, policy, self._clock.now(), self._observer)
+        note_failure(context.state, instance, policy, self._clock.now(), self._observer, refused=refused)
 
     def _closed(
         self, argument: tuple[CallContext, InstanceState], outcome: Outcome, error: BaseException | None

@@ -144,6 +144,36 @@ async def test_five_failures_in_a_row_eject_an_instance() -> None:
     assert any(("users-2", "ejected") in record.skipped for record in bench.stack.records) or bench.state.candidates
 
 
+@pytest.mark.spec("X-02", "X-57")
+async def test_one_refused_connection_ejects_an_instance_for_a_short_time() -> None:
+    gone = True
+
+    def answer(request):
+        if gone and request.context.instance.instance.id == "users-2":
+            error = UpstreamConnectionError("could not connect")
+            error.__cause__ = ConnectionRefusedError(111, "Connection refused")
+            return error
+        return 200
+
+    bench = Rig(answer, ServicePolicy(retry=FAST, circuit_breaker=None))
+    for _ in range(10):
+        assert (await bench.call()).status == 200
+    assert bench.tried().count("users-2") == 1
+    assert [(e.instance, e.seconds) for e in bench.seen(InstanceEjected)] == [("users-2", 2.0)]
+
+    await bench.clock.advance(2.1)
+    for _ in range(10):
+        assert (await bench.call()).status == 200
+    assert bench.tried().count("users-2") == 2
+    assert bench.seen(InstanceEjected)[-1].seconds == 4.0
+
+    gone = False
+    await bench.clock.advance(4.1)
+    for _ in range(10):
+        await bench.call()
+    assert [e.instance for e in bench.seen(InstanceRestored)] == ["users-2"]
+
+
 @pytest.mark.spec("X-02")
 async def test_an_ejected_instance_comes_back_through_one_trial_call() -> None:
     failing = True

@@ -78,3 +78,33 @@ async def run(port: int, kinds: list[str], *, connections: int, requests: int, t
         connection.close()
 
     await asyncio.gather(*[client(number) for number in range(connections)])
+
+
+async def steady(port: int, *, rate: float, connections: int, until: asyncio.Event, tally: Tally) -> None:
+    """Make `rate` GET requests a second over `connections` connections until `until` is set."""
+    started = asyncio.get_running_loop().time()
+    turns = iter(range(10**9))
+
+    async def client() -> None:
+        connection = Connection(port)
+        for turn in turns:
+            delay = started + turn / rate - asyncio.get_running_loop().time()
+            if delay > 0:
+                await asyncio.sleep(delay)
+            if until.is_set():
+                break
+            size = (turn * 997) % 4096 + 1
+            try:
+                status, headers, content = await connection.request("GET", f"/item?size={size}&id={turn}")
+            except (OSError, ValueError, KeyError, asyncio.IncompleteReadError) as error:
+                tally.fail("GET", f"{turn}: {type(error).__name__} {error}")
+                connection.close()
+                continue
+            if status == 200 and content == b"i" * size:
+                tally.answered["GET"] += 1
+                tally.instances[headers["x-instance"]] += 1
+            else:
+                tally.fail("GET", f"{turn}: {status} {headers.get('x-mesh-reason')} {content[:200]!r}")
+        connection.close()
+
+    await asyncio.gather(*[client() for _ in range(connections)])
