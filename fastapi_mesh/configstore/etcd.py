@@ -6,8 +6,8 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from fastapi_mesh.configstore.base import Entry, check_key, check_text
-from fastapi_mesh.discovery.etcd_client import EtcdError, Kind, encoded, entries, key_value
 from fastapi_mesh.discovery.etcd_follow import Follow
+from fastapi_mesh.discovery.etcd_messages import EtcdError, Kind, encoded, entries, key_value
 from fastapi_mesh.discovery.etcd_rows import Space
 from fastapi_mesh.exceptions import ConfigStoreError, ConfigurationError
 
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from fastapi_mesh.core.clock import Clock
-    from fastapi_mesh.discovery.etcd_client import EtcdClient, KeyValue
+    from fastapi_mesh.discovery.etcd_client import EtcdClient
+    from fastapi_mesh.discovery.etcd_messages import KeyValue
 
 
 class EtcdStore:

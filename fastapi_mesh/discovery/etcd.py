@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Self
 
 from fastapi_mesh.core.clock import SystemClock
 from fastapi_mesh.core.tasks import MAX_BACKOFF, Supervisor
-from fastapi_mesh.discovery.etcd_client import EtcdError, Kind, after, encoded, number
 from fastapi_mesh.discovery.etcd_feed import ALL, Feed
 from fastapi_mesh.discovery.etcd_follow import Follow
+from fastapi_mesh.discovery.etcd_messages import EtcdError, Kind, after, encoded, number
 from fastapi_mesh.discovery.etcd_rows import Space, document_of, key_of, read
 from fastapi_mesh.discovery.lists import check, known_services, same
 from fastapi_mesh.discovery.rows import Owner, Row, RowRegistration, check_times

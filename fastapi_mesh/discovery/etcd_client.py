@@ -1,68 +1,31 @@
-"""A client of etcd's JSON gateway (`/v3`, etcd 3.4 and newer): several endpoints, tokens, and errors by what they mean.
-
-Keys and values are base64 and all numbers are strings there (https://etcd.io/docs/v3.4/dev-guide/api_grpc_gateway/).
-"""
+"""A client of etcd's JSON gateway (`/v3`, etcd 3.4 and newer): several endpoints, tokens, calls and watches."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
-import json
-import ssl
-from collections.abc import Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
-from enum import Enum
 from typing import TYPE_CHECKING, cast
 
+from fastapi_mesh.discovery.etcd_messages import (
+    EtcdError,
+    Kind,
+    checked,
+    encoded,
+    inner_of,
+    refusal,
+    table_of,
+    unreachable,
+)
 from fastapi_mesh.exceptions import ServiceUnavailableError, UpstreamTimeoutError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterable
+    from collections.abc import AsyncGenerator, Mapping
 
     from fastapi_mesh.core.control import Control
-
-Table = Mapping[str, object]
+    from fastapi_mesh.discovery.etcd_messages import Table
 
 _LEADER = {"Grpc-Metadata-Hasleader": "true"}
 """Makes a member that has lost the others end a watch, instead of staying silent (clientv3.WithRequireLeader)."""
-
-# gRPC's codes, https://grpc.github.io/grpc/core/md_doc_statuscodes.html
-_INVALID_ARGUMENT, _NOT_FOUND, _PERMISSION_DENIED, _PRECONDITION, _OUT_OF_RANGE, _UNAUTHENTICATED = 3, 5, 7, 9, 11, 16
-
-
-class Kind(Enum):
-    """What an error means for whoever asked."""
-
-    AWAY = "away"
-    """This member can't be reached or can't answer now, or answers nonsense: another one may, or this one later."""
-    TOKEN = "token"
-    """The token of this client is no longer valid."""
-    COMPACTED = "compacted"
-    """The revision asked for is no longer kept."""
-    GONE = "gone"
-    """There is no such lease."""
-    REFUSED = "refused"
-    """Waiting does not mend it: credentials, rights, TLS, or a server that is no etcd."""
-
-
-class EtcdError(Exception):
-    """etcd did not do what it was asked. Backends raise their own error from it."""
-
-    def __init__(self, text: str, kind: Kind = Kind.AWAY) -> None:
-        super().__init__(text)
-        self.kind = kind
-
-
-@dataclass(frozen=True, slots=True)
-class KeyValue:
-    """One key as stored. `created` and `modified` are revisions of the whole store."""
-
-    key: bytes
-    value: bytes
-    created: int
-    modified: int
 
 
 class EtcdClient:
@@ -178,11 +141,11 @@ class EtcdClient:
         try:
             answer = await control.request("POST", f"/v3/{path}", json=body, headers=headers, timeout=timeout)
         except ServiceUnavailableError as error:
-            raise _unreachable(name, error) from error
-        table = _table(answer.content, name, answer.status)
+            raise unreachable(name, error) from error
+        table = table_of(answer.content, name, answer.status)
         if answer.status != 200 or "error" in table:
-            raise self._refusal(name, table, answer.status)
-        return _checked(name, _inner(table))
+            raise refusal(name, table, answer.status, self._username)
+        return checked(name, inner_of(table))
 
     async def _messages(self, at: int, body: Table, idle: float) -> AsyncGenerator[Table, None]:
         token = await self._login(at)
@@ -214,11 +177,13 @@ class EtcdClient:
         except UpstreamTimeoutError as error:
             if created:
                 raise TimeoutError(f"{name}: nothing came for {idle:g} s") from error
-            raise _unreachable(name, error) from error
+            raise unreachable(name, error) from error
         except ServiceUnavailableError as error:
             if error.status_code is None:
-                raise _unreachable(name, error) from error
-            raise self._refusal(name, _table(error.body, name, error.status_code), error.status_code) from error
+                raise unreachable(name, error) from error
+            raise refusal(
+                name, table_of(error.body, name, error.status_code), error.status_code, self._username
+            ) from error
 
     async def _first(self, name: str, texts: AsyncGenerator[str, None]) -> str | None:
         """The first message, which etcd sends at once; a member that hangs says nothing at all."""
@@ -232,127 +197,12 @@ class EtcdClient:
 
     def _message(self, name: str, text: str) -> Table:
         """One message of a watch. Raises EtcdError for one that says why it ends."""
-        table = _table(text.encode(), name, 200)
+        table = table_of(text.encode(), name, 200)
         if "error" in table:
-            raise self._refusal(name, table, 200)
-        message = _inner(table)
+            raise refusal(name, table, 200, self._username)
+        message = inner_of(table)
         if message.get("canceled"):
             if message.get("compact_revision"):
                 raise EtcdError(f"{name}: the revision is compacted", Kind.COMPACTED)
-            raise self._refusal(name, {"message": message.get("cancel_reason", "")}, 200)
-        return _checked(name, message)
-
-    def _refusal(self, name: str, table: Table, status: int) -> EtcdError:
-        """The error for what the server said."""
-        inner = table.get("error")
-        about = inner if isinstance(inner, Mapping) else table
-        text = str(about.get("message") or inner or "the watch was canceled")
-        code = about.get("grpc_code", about.get("code"))
-        kind = self._kind(code, text)
-        if kind is Kind.REFUSED and "permission denied" in text:
-            text += f" for the user {self._username!r}" if self._username else ""
-        elif kind is Kind.REFUSED and "user name is empty" in text:
-            text += "; it wants a user: give username and password"
-        return EtcdError(f"{name}: {text} (HTTP {status})" if status != 200 else f"{name}: {text}", kind)
-
-    def _kind(self, code: object, text: str) -> Kind:
-        if code == _UNAUTHENTICATED or "invalid auth token" in text or "auth store is old" in text:
-            return Kind.TOKEN
-        if "user name is empty" in text:  # authentication was enabled after we came
-            return Kind.TOKEN if self._username else Kind.REFUSED
-        if code == _NOT_FOUND:
-            return Kind.GONE
-        if code == _OUT_OF_RANGE and "revision" in text:
-            return Kind.COMPACTED
-        if code in (_INVALID_ARGUMENT, _PERMISSION_DENIED, _PRECONDITION) or "permission denied" in text:
-            return Kind.REFUSED
-        return Kind.AWAY
-
-
-def encoded(key: bytes) -> str:
-    """Bytes as the JSON gateway takes them."""
-    return base64.b64encode(key).decode("ascii")
-
-
-def key_value(table: object) -> KeyValue:
-    """A key as the JSON gateway gives it. Raises EtcdError for anything else."""
-    try:
-        given = cast("Mapping[str, str]", table)
-        return KeyValue(
-            base64.b64decode(given["key"], validate=True),
-            base64.b64decode(given.get("value", ""), validate=True),
-            int(given.get("create_revision", 0)),
-            int(given.get("mod_revision", 0)),
-        )
-    except (TypeError, KeyError, AttributeError, ValueError, binascii.Error) as error:
-        raise EtcdError(f"a key is no key: {type(error).__name__}: {error}") from error
-
-
-def entries(table: Table, name: str) -> Iterable[object]:
-    """A list in an answer; absent ones are empty there. Raises EtcdError for anything else."""
-    found = table.get(name)
-    if found is None:
-        return ()
-    if not isinstance(found, list):
-        raise EtcdError(f"{name!r} is no list")
-    return found
-
-
-def number(table: Table, name: str) -> int:
-    """A number in an answer; absent ones are 0 there. Raises EtcdError for anything else."""
-    try:
-        return int(str(table.get(name, 0)))
-    except ValueError as error:
-        raise EtcdError(f"{name!r} is no number: {table.get(name)!r}") from error
-
-
-def state_of(message: Table) -> tuple[int, int]:
-    """The term and revision of the store: neither goes back unless it has lost something."""
-    header = cast("Table", message["header"])  # each answer has been checked for it
-    return number(header, "raft_term"), number(header, "revision")
-
-
-def after(prefix: bytes) -> bytes:
-    """The end of the range of all keys that begin with `prefix`, whose last byte is not 255."""
-    return prefix[:-1] + bytes([prefix[-1] + 1])
-
-
-def _table(content: bytes, name: str, status: int) -> Table:
-    """The first line of an answer as a table."""
-    try:
-        found = json.loads(content.split(b"\n", 1)[0])
-    except ValueError:
-        found = None
-    if isinstance(found, Mapping):
-        return found
-    if status >= 500 or status == 429:
-        raise EtcdError(f"{name}: HTTP {status}")
-    raise EtcdError(
-        f"{name}: HTTP {status}, and not in JSON: this is no etcd of version 3.4 or newer, or its JSON gateway is off "
-        "(--enable-grpc-gateway)",
-        Kind.REFUSED,
-    )
-
-
-def _inner(table: Table) -> Table:
-    """What a streamed message carries; others carry themselves."""
-    result = table.get("result")
-    return result if isinstance(result, Mapping) else table
-
-
-def _checked(name: str, message: Table) -> Table:
-    """`message`, if etcd can have sent it."""
-    header = message.get("header")
-    if not isinstance(header, Mapping) or "cluster_id" not in header:
-        raise EtcdError(f"{name}: an answer without a header, as no etcd gives it")
-    return message
-
-
-def _unreachable(name: str, error: ServiceUnavailableError) -> EtcdError:
-    """The error for a server that can't be spoken with; one of TLS is mended by whoever made the settings."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError):
-            return EtcdError(f"{name}: TLS: {cause}", Kind.REFUSED)
-        cause = cause.__cause__ or cause.__context__
-    return EtcdError(f"{name} can't be reached: {error}" if name not in str(error) else str(error))
+            raise refusal(name, {"message": message.get("cancel_reason", "")}, 200, self._username)
+        return checked(name, message)

@@ -13,8 +13,8 @@ from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING
 
 from fastapi_mesh.core.clock import SystemClock
-from fastapi_mesh.discovery.etcd_client import EtcdError
 from fastapi_mesh.discovery.etcd_follow import STEADY
+from fastapi_mesh.discovery.etcd_messages import EtcdError
 from fastapi_mesh.discovery.etcd_rows import Rows
 
 if TYPE_CHECKING:

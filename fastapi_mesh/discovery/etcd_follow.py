@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from fastapi_mesh.core.clock import SystemClock
-from fastapi_mesh.discovery.etcd_client import EtcdError, Kind, encoded, entries, key_value, state_of
+from fastapi_mesh.discovery.etcd_messages import EtcdError, Kind, encoded, entries, key_value, state_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
     from fastapi_mesh.core.clock import Clock
-    from fastapi_mesh.discovery.etcd_client import EtcdClient, KeyValue, Table
+    from fastapi_mesh.discovery.etcd_client import EtcdClient
+    from fastapi_mesh.discovery.etcd_messages import KeyValue, Table
 
 T = TypeVar("T")
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from fastapi_mesh.core.instance import Instance
-    from fastapi_mesh.discovery.etcd_client import KeyValue
+    from fastapi_mesh.discovery.etcd_messages import KeyValue
 
 logger = logging.getLogger("fastapi_mesh.discovery.etcd")
 

@@ -252,7 +252,7 @@ class ControlClient:
                 method, path, params=params, json=json, data=form, content=content, headers=headers, timeout=limit
             ) as answer:
                 content = await self._content(answer)
-        except httpx2.HTTPError as error:
+        except (httpx2.HTTPError, ssl.SSLError) as error:
             raise _translated(error, self._base_url) from error
         return ControlResponse(answer.status_code, _flat(answer), content)
 
@@ -284,7 +284,7 @@ class ControlClient:
                     )
                 async for line in answer.aiter_lines():
                     yield line
-        except httpx2.HTTPError as error:
+        except (httpx2.HTTPError, ssl.SSLError) as error:
             raise _translated(error, self._base_url) from error
 
     async def aclose(self) -> None:
@@ -325,7 +325,7 @@ def translated(peer: str) -> Iterator[None]:
     """Raises the mesh's error for one of httpx2's, from a client of another library."""
     try:
         yield
-    except httpx2.HTTPError as error:
+    except (httpx2.HTTPError, ssl.SSLError) as error:
         raise _translated(error, peer) from error
 
 
@@ -340,8 +340,11 @@ def _flat(answer: httpx2.Response) -> dict[str, str]:
     return {name.lower(): value for name, value in answer.headers.items()}
 
 
-def _translated(error: httpx2.HTTPError, peer: str) -> MeshError:
-    """The mesh's error for one of httpx2's, saying whether the request can have reached the peer."""
+def _translated(error: httpx2.HTTPError | ssl.SSLError, peer: str) -> MeshError:
+    """The mesh's error for one of httpx2's, saying whether the request can have reached the peer.
+
+    An alert of TLS 1.3 that comes after the handshake (no client certificate, for one) passes httpx2 as it is.
+    """
     text = f"{peer}: {error}" if str(error) else f"{peer}: {type(error).__name__}"
     match error:
         case httpx2.ConnectTimeout() | httpx2.PoolTimeout():

@@ -171,8 +171,8 @@ def test_everything_wrong_with_a_node_is_told_at_once_with_its_source(tmp_path: 
             ),
             "defaults.timeouts.timeout (MESH_DEFAULTS__TIMEOUTS__TIMEOUT): '5s' is not a number of seconds - write 5",
             (
-                "discovery.backend (DISCOVERY_BACKEND): 'etdc' is none of local, static, memory, consul, etcd, kubernetes, "
-                "dns - did you mean 'etcd'?"
+                "discovery.backend (DISCOVERY_BACKEND): 'etdc' is none of local, static, memory, consul, etcd, "
+                "kubernetes, dns - did you mean 'etcd'?"
             ),
             "enable_mtls (MTLS_ENABLED): mutual TLS is not part of this version (0.1)",
             "start_policy: 'lazy' is not one of degraded, fail",
