@@ -92,7 +92,8 @@ class GatewayMetrics:
             self._authentications = Counter(
                 "gateway_authentications_total",
                 "Credentials looked at, by provider (none: there was none) and result: accepted, invalid, expired, "
-                "missing, ambiguous, forbidden (a scope or role is missing), unavailable (the issuer can't be asked).",
+                "missing, ambiguous, forbidden (a scope or role is missing, or another site's page uses a session), "
+                "unavailable (the issuer can't be asked), login and login-failed (a browser came back from logging in).",
                 ["provider", "result"],
                 registry=registry,
             )
