@@ -21,8 +21,8 @@ from fastapi_mesh.api_gateway.reload import Reloads, Settings
 from fastapi_mesh.api_gateway.router import GatewayRouter
 from fastapi_mesh.api_gateway.routes import new_table
 from fastapi_mesh.api_gateway.server import Standalone, warn_of_unused
+from fastapi_mesh.api_gateway.slices import Slices
 from fastapi_mesh.api_gateway.target import locate
-from fastapi_mesh.config.compat_gateway import changed_routes, routes_from_description, services_from_description
 from fastapi_mesh.config.later import missing_attribute
 from fastapi_mesh.config.load import load_gateway_config
 from fastapi_mesh.exceptions import ConfigurationError
@@ -34,8 +34,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from fastapi_mesh.api_gateway.reload import Reload
+    from fastapi_mesh.api_gateway.routes import Route
+    from fastapi_mesh.api_gateway.slices import Steps
+    from fastapi_mesh.api_gateway.table import RouteTable
     from fastapi_mesh.api_gateway.target import Place
-    from fastapi_mesh.config.gateway import GatewayConfig, RouteConfig
+    from fastapi_mesh.config.gateway import GatewayConfig
     from fastapi_mesh.config.layers import SettingsLayer
     from fastapi_mesh.configstore.base import ConfigStore
     from fastapi_mesh.core.instance import ASGIApp, Message, Receive, Send
@@ -104,12 +107,13 @@ class APIGateway(SetUpInCode):
                 )
             self._env = {}
             self._code = {name: getattr(config, name) for name in config.model_fields_set}
-        settings = Settings(lambda: self.config, lambda: self._code, partial(self._load, None), self._take)
+        settings = Settings(lambda: self.config, lambda: self._code, partial(self._load, None), self._take_in_slices)
         self._reloads = Reloads(settings, config_file, env=config is None)
         self.config = self._load(self._code)
         self._table = new_table(self.config.routes, self.config)
         self._extensions = Extensions()
         self._around: Around | None = None
+        self._slices = Slices()
         self._prefix = self.config.prefix.encode()
         self._given_mesh = service_mesh
         self._added: set[str] = set()
@@ -138,41 +142,37 @@ class APIGateway(SetUpInCode):
 
     # Configuration
 
-    def configure_routes(self, routes: Iterable[Mapping[str, object] | RouteConfig]) -> None:
-        """Replace all routes: dicts with `path`, `service`, `methods`, or RouteConfig.
-
-        On an open gateway they are swapped in one step, after they were found valid; requests under way keep theirs.
-        """
-        self._change({**self._code, "routes": routes_from_description(list(routes))})
-
-    def change_route(self, route: str, **changes: object) -> None:
-        """Change settings of one route, named by its path (or `name`), and leave the others as they are.
-
-            gateway.change_route("/api/v1/orders/*", split={"orders": 80, "orders-next": 20})
-
-        None takes a setting back to its default. Raises ConfigurationError, and changes nothing, when there is no such
-        route, when several have that path, or when the result is not valid.
-        """
-        self._change({**self._code, "routes": changed_routes(self.config.routes, route, changes)})
-
-    def configure_services(self, services: Mapping[str, object]) -> None:
-        """Add or replace services: `{"user-service": {"instances": [...], "load_balancing": "least_connections"}}`."""
-        self._change({**self._code, "services": {**self.config.services, **services_from_description(services)}})
-
     def _change(self, code: Mapping[str, object], extensions: Extensions | None = None) -> None:
         """Make changed settings count: all of them, or none where something is wrong with any."""
         self._take(self._load(code), extensions)
         self._code = dict(code)
 
     def _take(self, config: GatewayConfig, extensions: Extensions | None = None) -> None:
+        self._slices.give_up()
+        for _ in self._taking(config, extensions):
+            pass
+
+    async def _take_in_slices(self, config: GatewayConfig, at_once: bool) -> bool:
+        """The same while requests go on; False where other settings were taken meanwhile, and these were not."""
+        if at_once:
+            self._take(config)
+            return True
+        before = self.config
+        table = await asyncio.to_thread(new_table, config.routes, config)
+        return self.config is before and await self._slices.run(self._taking(config, None, table))
+
+    def _taking(
+        self, config: GatewayConfig, extensions: Extensions | None, table: RouteTable[Route] | None = None
+    ) -> Steps:
         extensions = self._extensions if extensions is None else extensions
         around = self._around
         if extensions.foreign != self._extensions.foreign:
             around = Around(self, extensions.foreign) if extensions.foreign else None
-        table = self._table if config == self.config else new_table(config.routes, config)
+        if table is None:
+            table = self._table if config == self.config else new_table(config.routes, config)
         if self._life is not None:
             table = table.over(self._life.dynamic_table(config))
-            self._life.take(config, table.routes, extensions)
+            yield from self._life.taking(config, table.routes, extensions)
         self.config, self._table, self._extensions, self._around = config, table, extensions, around
         self._prefix = config.prefix.encode()
 
@@ -275,6 +275,7 @@ class APIGateway(SetUpInCode):
 
     async def aclose(self) -> None:
         """Close, and stop the mesh if opening started it. Safe to call twice."""
+        self._slices.give_up()
         life, self._life, self._lock = self._life, None, None
         self._table = self._table.over(None)
         await self._reloads.aclose()

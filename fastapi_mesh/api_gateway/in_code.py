@@ -1,4 +1,4 @@
-"""What only code sets up in a gateway: transformers, middleware, breakers, checks and providers. Part of APIGateway."""
+"""What code sets up in a gateway: routes, services, transformers, middleware, breakers... Part of APIGateway."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from fastapi_mesh.api_gateway.circuit_breaker import breakers_of
 from fastapi_mesh.api_gateway.middleware import with_middleware
 from fastapi_mesh.api_gateway.ratelimit.configure import rate_limit_changes
 from fastapi_mesh.api_gateway.transform.steps import new_pair
+from fastapi_mesh.config.compat_gateway import changed_routes, routes_from_description, services_from_description
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from fastapi_mesh.api_gateway.life import Life
     from fastapi_mesh.api_gateway.ratelimit.keys import CostFunction, KeyFunction
     from fastapi_mesh.config.edge.limits import RateLimitPolicy
-    from fastapi_mesh.config.gateway import GatewayConfig
+    from fastapi_mesh.config.gateway import GatewayConfig, RouteConfig
     from fastapi_mesh.config.policies import BreakerPolicy
     from fastapi_mesh.health.checks import Check
 
@@ -40,6 +41,27 @@ class SetUpInCode:
 
     def _change(self, code: Mapping[str, object], extensions: Extensions | None = None) -> None:
         raise NotImplementedError
+
+    def configure_routes(self, routes: Iterable[Mapping[str, object] | RouteConfig]) -> None:
+        """Replace all routes: dicts with `path`, `service`, `methods`, or RouteConfig.
+
+        On an open gateway they are swapped in one step, after they were found valid; requests under way keep theirs.
+        """
+        self._change({**self._code, "routes": routes_from_description(list(routes))})
+
+    def change_route(self, route: str, **changes: object) -> None:
+        """Change settings of one route, named by its path (or `name`), and leave the others as they are.
+
+            gateway.change_route("/api/v1/orders/*", split={"orders": 80, "orders-next": 20})
+
+        None takes a setting back to its default. Raises ConfigurationError, and changes nothing, when there is no such
+        route, when several have that path, or when the result is not valid.
+        """
+        self._change({**self._code, "routes": changed_routes(self.config.routes, route, changes)})
+
+    def configure_services(self, services: Mapping[str, object]) -> None:
+        """Add or replace services: `{"user-service": {"instances": [...], "load_balancing": "least_connections"}}`."""
+        self._change({**self._code, "services": {**self.config.services, **services_from_description(services)}})
 
     def add_middleware(self, middleware: object) -> None:
         """Switch on layers with the objects of `api_gateway.middleware`, one or a list of them; their order is the

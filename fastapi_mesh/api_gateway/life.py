@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from fastapi_mesh.api_gateway.access_lines import new_lines
@@ -19,10 +20,10 @@ from fastapi_mesh.api_gateway.forward import Forward
 from fastapi_mesh.api_gateway.forwarded import Forwarding
 from fastapi_mesh.api_gateway.health import GatewayHealth
 from fastapi_mesh.api_gateway.own_state import own_states
-from fastapi_mesh.api_gateway.pipeline import Parts, compile_chain
+from fastapi_mesh.api_gateway.pipeline import LateChain, Parts, compile_chain
 from fastapi_mesh.api_gateway.ratelimit.limits import rate_limits
 from fastapi_mesh.api_gateway.reserved import reserved_paths
-from fastapi_mesh.api_gateway.routes import Route, new_table
+from fastapi_mesh.api_gateway.routes import Route, new_table, with_streaming
 from fastapi_mesh.api_gateway.services import Services
 from fastapi_mesh.api_gateway.transform.steps import unknown_routes
 from fastapi_mesh.api_gateway.websocket.handshake import Upgrade
@@ -39,7 +40,10 @@ if TYPE_CHECKING:
     from fastapi_mesh.api_gateway.access_lines import AccessLines
     from fastapi_mesh.api_gateway.exchange import GatewayService
     from fastapi_mesh.api_gateway.extensions import Extensions
+    from fastapi_mesh.api_gateway.routes import Policies
+    from fastapi_mesh.api_gateway.slices import Steps
     from fastapi_mesh.api_gateway.table import RouteTable
+    from fastapi_mesh.config.edge.websocket import WebSocketPolicy
     from fastapi_mesh.config.gateway import GatewayConfig
     from fastapi_mesh.config.policies import ServicePolicy
     from fastapi_mesh.core.instance import ASGIApp, Message
@@ -86,10 +90,11 @@ class Life:
         production = self.mesh.config.environment == "production"
         self._tools = Tools(self.mesh.supervisor, clock=self.mesh.clock, production=production)
         self._early = EarlyAnswers(self._meter)
-        self._shared: dict[str, tuple[ServicePolicy, CallPolicy]] = {}
+        self._shared: dict[str, tuple[ServicePolicy, Policies]] = {}
         self._health = GatewayHealth(self.mesh.health)
         self._health_checks = extensions.health_checks
-        self.take(config, routes, extensions)
+        for _ in self.taking(config, routes, extensions):
+            pass
         self._watch = Watch(self.mesh.supervisor)
         self.forward = Forward(self.mesh, forwarding=self._forwarding, watch=self._watch, early=self._early)
         self.websockets = WebSockets(self.mesh, forwarding=self._forwarding, early=self._early, meter=self._meter)
@@ -136,21 +141,29 @@ class Life:
         self.forward.end_streams()
         self.websockets.end()
 
-    def take(self, config: GatewayConfig, routes: Sequence[Route], extensions: Extensions) -> None:
-        """Make all this what counts from now on. Raises ConfigurationError before anything has changed."""
+    def taking(self, config: GatewayConfig, routes: Sequence[Route], extensions: Extensions) -> Steps:
+        """Make all this what counts, in steps: at the last one, all at once. Given up between two, nothing changes.
+
+        Raises ConfigurationError before anything has changed.
+        """
         self._services.check(config)
         self.found.check(config)
-        self._forwarding.configure(config.trusted_proxies, config.via)
         try:
             lines = new_lines(config, extensions.providers)
             likely = [Route(each, config) for each in dynamic_routes(config, [ANY_SERVICE], "")]
             parts = self._parts(config, [*routes, *likely], extensions, lines)
-            chains = self._chains([*routes, *likely], parts)[: len(routes)]
+            asking, uncached = Upgrade(self.mesh.stack), replace(parts, caching=None)
+            ready: list[tuple[Route, GatewayService, GatewayService, WebSocketPolicy]] = []
+            for route in (*likely, *routes):
+                chain = compile_chain(self.mesh.stack, route, parts)
+                handshake = LateChain(partial(compile_chain, asking, route, uncached, upgrade=True))
+                ready.append((route, chain, handshake, effective(config.websocket, route.config.websocket)))
+                yield
             doors = Doors(config, parts)
         except BaseException:
             self._engines.rollback()
-            self._forwarding.configure(self._config.trusted_proxies, self._config.via)
             raise
+        self._forwarding.configure(config.trusted_proxies, config.via)
         self._config, self._routes = config, ()  # no route need hear of what is about to change
         self._shared.clear()
         self._services.take(config)
@@ -162,9 +175,8 @@ class Life:
         if self._is_open:
             self._health.take(extensions.health_checks)
             self.found.take(config)
-        for route, chain, upgrade in chains:
-            route.chain, route.upgrade = chain, upgrade
-            route.websocket = effective(config.websocket, route.config.websocket)
+        for route, chain, upgrade, websocket in ready[len(likely) :]:
+            route.chain, route.upgrade, route.websocket = chain, upgrade, websocket
             self._set_policies(route)
 
     def _parts(
@@ -183,7 +195,7 @@ class Life:
         return Parts(
             self._meter,
             _DROPPED,
-            self._forwarding.via,
+            Forwarding(config.trusted_proxies, config.via).via,
             self.mesh,
             cors=config.cors,
             transform=config.transform,
@@ -194,18 +206,6 @@ class Life:
             lines=lines,
             own_states=own_states(routes, self._engines, self.mesh.states),
         )
-
-    def _chains(self, routes: Sequence[Route], parts: Parts) -> list[tuple[Route, GatewayService, GatewayService]]:
-        """Each route with its layers, and those of a WebSocket's handshake."""
-        upgrade = Upgrade(self.mesh.stack)
-        return [
-            (
-                route,
-                compile_chain(self.mesh.stack, route, parts),
-                compile_chain(upgrade, route, replace(parts, caching=None), upgrade=True),
-            )
-            for route in routes
-        ]
 
     def _set_policies(self, route: Route) -> None:
         for service in route.services:
@@ -219,9 +219,10 @@ class Life:
         shared = self._shared.get(service)
         if shared is None:
             policy = overlay(self.mesh.policy_of(service), self._config.policy_of(service))
-            shared = self._shared[service] = policy, CallPolicy.compile(policy)
+            shared = self._shared[service] = policy, with_streaming(CallPolicy.compile(policy))
         if route.config.overrides:
-            route.set_policy(service, CallPolicy.compile(overlay(shared[0], route.config.policy())))
+            own = overlay(shared[0], route.config.policy())
+            route.set_policy(service, with_streaming(CallPolicy.compile(own)))
         else:
             route.set_policy(service, shared[1])
 

@@ -33,14 +33,14 @@ if TYPE_CHECKING:
     from fastapi_mesh.api_gateway.access_lines import AccessLines
     from fastapi_mesh.api_gateway.auth.plan import AuthPlan
     from fastapi_mesh.api_gateway.cache.wiring import Caching
-    from fastapi_mesh.api_gateway.exchange import GatewayService
+    from fastapi_mesh.api_gateway.exchange import Exchange, GatewayService
     from fastapi_mesh.api_gateway.observe import Meter
     from fastapi_mesh.api_gateway.own_state import RouteState
     from fastapi_mesh.api_gateway.ratelimit.limits import RateLimits
     from fastapi_mesh.api_gateway.routes import Route
     from fastapi_mesh.api_gateway.transform.steps import TransformerPair
     from fastapi_mesh.config.edge.cors import CorsConfig
-    from fastapi_mesh.core.message import Header
+    from fastapi_mesh.core.message import Header, Response
     from fastapi_mesh.service_mesh.mesh import ServiceMesh
 
 _TRANSFORM = TransformConfig()
@@ -263,6 +263,21 @@ ORDER: tuple[Row, ...] = (
         make=lambda inner, route, parts: None if (own := parts.own_states.get(route)) is None else OwnState(inner, own),
     ),
 )
+
+
+class LateChain:
+    """A chain that is compiled for the first request that needs it: few routes ever see a WebSocket."""
+
+    __slots__ = ("_chain", "_make")
+
+    def __init__(self, make: Callable[[], GatewayService]) -> None:
+        self._make = make
+        self._chain: GatewayService | None = None
+
+    async def __call__(self, request: Exchange) -> Response:
+        if self._chain is None:
+            self._chain = self._make()
+        return await self._chain(request)
 
 
 def compile_chain(mesh: GatewayService, route: Route, parts: Parts, *, upgrade: bool = False) -> GatewayService:

@@ -8,6 +8,7 @@ value; the rest is swapped between two requests. Those under way, and open WebSo
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import re
@@ -26,7 +27,7 @@ from fastapi_mesh.exceptions import ConfigStoreError, ConfigurationError
 from fastapi_mesh.service_mesh.backends import Closed, store_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Awaitable, Callable
 
     from fastapi_mesh.api_gateway.last_good import LastGood
     from fastapi_mesh.config.gateway import GatewayConfig
@@ -40,6 +41,8 @@ logger = logging.getLogger("fastapi_mesh.gateway")
 
 POLL = 0.25
 """Seconds between two looks at the settings file; a change counts after two of them."""
+PATIENCE = 3
+"""Times that changes in code may come before a reload, which goes on beside requests; then it holds them up."""
 FIRST_ANSWER = 5.0
 """Seconds that a gateway which opens waits for its config store."""
 NOTE = "config"
@@ -65,14 +68,14 @@ class Settings:
     """A gateway's settings, as far as a reload has to do with them.
 
     `code` gives what was set in code, another object whenever that changes; `load` reads all sources anew, with what a
-    config store says and a file in place of the gateway's own, and `take` makes the result count: both raise
-    ConfigurationError, and then nothing has changed.
+    config store says and a file in place of the gateway's own, and `take` makes the result count, in one step or in
+    slices; then it gives False where others were taken meanwhile. Both raise ConfigurationError and change nothing.
     """
 
     running: Callable[[], GatewayConfig]
     code: Callable[[], object]
     load: Callable[[SettingsLayer | None, Path | None], GatewayConfig]
-    take: Callable[[GatewayConfig], None]
+    take: Callable[[GatewayConfig, bool], Awaitable[bool]]
 
 
 class Reloads:
@@ -159,7 +162,7 @@ class Reloads:
     async def _begin_with(self, entry: Stored | None, file: Path | None) -> None:
         stored = None if entry is None else stored_gateway_layer(entry)
         config = await asyncio.to_thread(self._settings.load, stored, file)
-        self._settings.take(_with_fixed(config, self._settings.running())[0])
+        await self._settings.take(_with_fixed(config, self._settings.running())[0], True)
         self.stored, self._good_entry = stored, entry
 
     def start(self, mesh: ServiceMesh) -> None:
@@ -227,17 +230,17 @@ class Reloads:
 
     async def _run(self, stored: SettingsLayer | None) -> Reload:
         settings = self._settings
-        while True:
+        for attempt in itertools.count():
             code = settings.code()
             loaded = await asyncio.to_thread(settings.load, stored, None)
-            if settings.code() is code:  # else settings were changed in code meanwhile, and they win
-                break
-        before = settings.running()
-        config, kept = _with_fixed(loaded, before)
-        changed = tuple(sorted(name for name in type(config).model_fields if _differs(name, config, before)))
-        if changed:
-            settings.take(config)
-        return Reload(changed, kept)
+            if settings.code() is not code:  # settings were changed in code meanwhile, and they win
+                continue
+            before = settings.running()
+            config, kept = _with_fixed(loaded, before)
+            changed = tuple(sorted(name for name in type(config).model_fields if _differs(name, config, before)))
+            if not changed or await settings.take(config, attempt >= PATIENCE):
+                return Reload(changed, kept)
+        raise AssertionError("at once is never in vain")
 
     def _accepted(self, outcome: Reload, seconds: float) -> None:
         self._count("applied" if outcome.changed else "unchanged")

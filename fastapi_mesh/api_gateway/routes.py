@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from fastapi_mesh.config.policies import CallPolicy
     from fastapi_mesh.core.state import ServiceState
 
+    Policies = tuple[CallPolicy, CallPolicy]
+
 
 class Route:
     """One route. `strip` is how many leading segments are not sent on; `chain` its layers, `upgrade` those
@@ -66,7 +68,7 @@ class Route:
             self._changed = Stripping(self.strip)
         self._take_defaults(config, defaults)
         self.services = answering(config)
-        self.policies: dict[str, tuple[CallPolicy, CallPolicy]] = {}
+        self.policies: dict[str, Policies] = {}
         self.chain: GatewayService | None = None
         self.upgrade: GatewayService | None = None
         self.websocket = config.websocket or WebSocketPolicy()
@@ -98,16 +100,20 @@ class Route:
         """The parameters of the route's path in the raw `path`, as they were sent."""
         return values_at(self.parameters, path)
 
-    def set_policy(self, service: str, policy: CallPolicy) -> None:
-        """Give this route its policy for one of its `services`, from the next request on."""
-        streaming = replace(policy, timeout=None)
-        self.policies[service] = (policy, streaming)
+    def set_policy(self, service: str, policies: Policies) -> None:
+        """Give this route its policies for one of its `services`, from the next request on."""
+        self.policies[service] = policies
         if service == self.service:
-            self.policy, self.streaming = policy, streaming
+            self.policy, self.streaming = policies
 
     def __repr__(self) -> str:
         methods = ", ".join(self.config.methods) if self.config.methods else "any method"
         return f"<Route {self.path} ({methods}) to {self.service}>"
+
+
+def with_streaming(policy: CallPolicy) -> Policies:
+    """A policy, and the same for bodies that come at the client's pace."""
+    return policy, replace(policy, timeout=None)
 
 
 def new_table(routes: Iterable[RouteConfig], defaults: GatewayConfig | None = None) -> RouteTable[Route]:
