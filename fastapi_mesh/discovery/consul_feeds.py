@@ -139,9 +139,10 @@ class Feed(Generic[V]):
 
     async def wait_newer(self, version: int) -> int:
         """Wait until there are values newer than `version` (0: none seen yet); returns theirs. Raises ConsulError."""
-        async with self._turn:
-            if self.version == version or not self._fresh:
-                await self._ask()
+        if not self._fresh or self.version == version:
+            async with self._turn:
+                if self.version == version or not self._fresh:  # as before we had to wait for our turn
+                    await self._ask()
         return self.version
 
     def close(self) -> None:
