@@ -36,6 +36,8 @@ MOST_AT_ONCE = 64
 READ_AT_MOST = 64 * 1024
 """Bytes of an answer that are read; a longer one is judged by its status alone, and its connection closed."""
 
+TEMPLATE = "health check"
+"""The template of a probe's context, by which it can be told from a call."""
 HEADERS: tuple[Header, ...] = ((b"accept", b"application/json, */*"), (b"user-agent", b"fastapi-mesh-probe"))
 
 
@@ -158,7 +160,7 @@ class Probes:
 
     async def _probe(self, target: _Target) -> Finding:
         plan = target.service.plan
-        context = CallContext(plan.call_policy, target.service.state, template="health check")
+        context = CallContext(plan.call_policy, target.service.state, template=TEMPLATE)
         context.instance = target.instance
         context.attempt = 1
         context.attempt_deadline = target.started + plan.policy.limit
@@ -181,18 +183,18 @@ class Probes:
         if target.timer is not None:
             target.timer.cancel()
             target.timer = None
+        if task.cancelled() and not (target.expired or target.ended):
+            return  # by the supervisor, or by an event loop that ends: nothing may start any more
         while self._waiting and self._running < self._at_once:
             self._start(self._waiting.popleft())
         if target.ended:
             return
         policy = target.service.plan.policy
-        if not task.cancelled():
-            error = task.exception()  # anything but a MeshError is a mistake, which the supervisor logs
-            self._judge(target, task.result() if error is None else Finding("failed", type(error).__name__))
-        elif target.expired:
+        if task.cancelled():
             self._judge(target, Finding("failed", f"it gave no answer within {policy.limit:g} s"))
         else:
-            return  # the supervisor is being closed
+            error = task.exception()  # anything but a MeshError is a mistake, which the supervisor logs
+            self._judge(target, task.result() if error is None else Finding("failed", type(error).__name__))
         if not target.ended:
             pause = policy.interval * self._uniform(1.0 - JITTER, 1.0 + JITTER)
             self._schedule(target, max(0.0, target.started + pause - self._clock.now()))

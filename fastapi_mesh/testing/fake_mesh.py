@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 from fastapi_mesh.core.instance import Instance
+from fastapi_mesh.core.message import Response
 from fastapi_mesh.exceptions import UpstreamConnectionError
+from fastapi_mesh.health.probe import TEMPLATE as PROBE
 from fastapi_mesh.service_mesh.mesh import ServiceMesh
 from fastapi_mesh.testing.clock import FakeClock
 from fastapi_mesh.testing.wire import Answer, Call, ScriptedWire
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from fastapi_mesh.config.policies import CallPolicy, ServicePolicy
     from fastapi_mesh.core.context import CallContext
     from fastapi_mesh.core.instance import ASGIApp
-    from fastapi_mesh.core.message import Request, Response
+    from fastapi_mesh.core.message import Request
     from fastapi_mesh.testing.wire import Reply
 
 
@@ -109,7 +111,8 @@ class FakeMesh(ServiceMesh):
     Retries, breakers and timeouts are real; time is the FakeClock `fake.fake_clock`, and back-off does not wait unless
     `real_waits=True` (then turn the clock with `await fake.fake_clock.advance(...)`). A call to a service or path
     without a script fails with an AssertionError that names it; `fake.service(name, instances=0)` is a service that
-    exists and has no instance (ServiceDiscoveryError). `fake.calls` are the attempts made, in order.
+    exists and has no instance (ServiceDiscoveryError). Health probes without a script get 200. `fake.calls` are the
+    attempts made, in order.
     """
 
     def __init__(
@@ -161,8 +164,11 @@ class FakeMesh(ServiceMesh):
         """One attempt: a script, else the mounted application."""
         service = self._services[request.service]
         path = request.target.partition(b"?")[0].decode("latin-1")
-        if service.app is not None and service.find(request.method.decode(), path) is None:
-            return await self._in_process(request, service.app)
+        if service.find(request.method.decode(), path) is None:
+            if request.context.template == PROBE and service.app is None:
+                return Response.of(200, [], b"")
+            if service.app is not None:
+                return await self._in_process(request, service.app)
         return await self._scripted(request)
 
     async def _in_process(self, request: Request, app: ASGIApp) -> Response:

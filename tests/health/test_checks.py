@@ -73,6 +73,34 @@ async def test_every_shape_of_answer_is_understood(returned, healthy):
     assert judge(returned).healthy is healthy
 
 
+@pytest.mark.spec("X-03")
+@pytest.mark.parametrize(
+    ("returned", "status"),
+    [
+        ("degraded", "degraded"),
+        (" Warn ", "degraded"),
+        ({"status": "degraded"}, "degraded"),
+        ({"status": "degraded", "checks": {"db": "ok", "cache": "warn"}}, "degraded"),
+        ({"checks": {"db": "ok", "cache": "warn"}}, "degraded"),
+        ({"db": {"status": "warn"}}, "degraded"),
+        ({"status": "healthy", "checks": {"cache": "warn"}}, "healthy"),
+        ({"db": "warn", "cache": False}, "unhealthy"),
+        ("ok", "healthy"),
+    ],
+)
+async def test_a_check_that_says_degraded_passes_and_makes_the_report_degraded(returned: object, status: str) -> None:
+    async with checks() as health:
+        health.register(lambda: returned, name="one")
+        health.register(lambda: True, name="two")
+        report = await health.report()
+
+    assert report.status == status
+    assert (report.http_status, report.healthy) == ((503, False) if status == "unhealthy" else (200, True))
+    assert report.checks["two"] == "pass"
+    assert report.also_failing("drain", "draining").status == "unhealthy"
+    assert report.noting({"a": 1}).status == status
+
+
 async def test_without_checks_the_report_is_healthy_and_its_time_is_rfc_3339_in_utc():
     report = await HealthChecks().report()
 

@@ -11,7 +11,7 @@ import weakref
 import anyio
 import pytest
 
-from fastapi_mesh.config.policies import OutlierPolicy, RetryPolicy
+from fastapi_mesh.config.policies import OutlierPolicy, RetryPolicy, ServicePolicy
 from fastapi_mesh.config.probes import ProbePolicy
 from fastapi_mesh.core.context import Inbound, current_inbound
 from fastapi_mesh.core.events import (
@@ -23,6 +23,7 @@ from fastapi_mesh.core.events import (
 )
 from fastapi_mesh.health.probe import FIRST_WITHIN, JITTER, MOST_AT_ONCE, Probes
 from fastapi_mesh.health.verdict import Row, read
+from fastapi_mesh.testing.fake_mesh import FakeMesh
 from fastapi_mesh.testing.wire import Answer, broken, refused
 from tests.health.probe_support import rig, user
 
@@ -388,6 +389,29 @@ async def test_an_unused_service_is_probed_no_more_and_again_when_it_is_used() -
         assert (await bench.use())["users-1"].verdict == "unknown"
         await bench.clock.advance(FIRST_WITHIN)
         assert len(bench.probed()) == ended + 1
+
+
+async def test_a_first_good_word_that_changes_no_call_costs_none_of_them_anything() -> None:
+    async with rig(user(1), user(2)) as bench:
+        await bench.use()
+        candidates = bench.mesh.states.get("users").candidates
+        await bench.clock.advance(FIRST_WITHIN)
+        assert set((await bench.health()).values()) == {"healthy"}
+        assert bench.mesh.states.get("users").candidates is candidates
+
+
+async def test_a_fake_mesh_is_well_unless_the_test_says_otherwise() -> None:
+    policy = ServicePolicy(health_check=ProbePolicy(path="/health", fall=1))
+    fake = FakeMesh(policies={"users": policy, "orders": policy}, real_waits=True)
+    fake.service("users", instances=1)
+    fake.service("orders", instances=1).get("/health").fails(503)
+    async with fake:
+        for name in ("users", "orders"):
+            await fake.discover_services(name)
+        await fake.fake_clock.advance(FIRST_WITHIN)
+        health = [(await fake.discover_services(name))[0].health for name in ("users", "orders")]
+    assert health == ["healthy", "unhealthy"]
+    assert [(call.service, call.target) for call in fake.calls] == [("orders", "/health")]
 
 
 async def test_a_verdict_ends_with_the_probes_that_made_it() -> None:

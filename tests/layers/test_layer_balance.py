@@ -264,6 +264,38 @@ async def test_an_ejected_instance_is_used_before_one_that_just_refused_the_conn
         assert (await bench.call()).status == 200
 
 
+@pytest.mark.spec("X-02", "X-03")
+async def test_an_ejected_instance_is_used_before_one_that_is_said_to_be_down() -> None:
+    """When calls fail and probes fail, the one whose probes are well is the better guess."""
+    policy = ServicePolicy(retry=None, circuit_breaker=None, outlier=OutlierPolicy(consecutive_failures=1))
+    bench = Rig([broken(), 200], policy, instances=2)
+    bench.states[1].verdict = "unhealthy"
+    bench.state.refresh()
+    with pytest.raises(UpstreamConnectionError):
+        await bench.call()
+    assert (await bench.call()).status == 200
+    assert bench.tried() == ["users-1", "users-1"]
+
+
+@pytest.mark.spec("X-03")
+async def test_what_probes_say_is_not_overruled_by_a_trial_call() -> None:
+    policy = ServicePolicy(retry=FAST, circuit_breaker=None, outlier=OutlierPolicy(consecutive_failures=1))
+    bench = Rig(lambda r: broken() if r.context.instance.instance.id == "users-2" else 200, policy)
+    for _ in range(3):
+        await bench.call()
+    bench.states[1].verdict = "unhealthy"
+    bench.state.refresh()
+    await bench.clock.advance(31.0)
+    before = len(bench.wire.calls)
+    for _ in range(6):
+        await bench.call()
+    assert "users-2" not in bench.tried()[before:]
+    bench.states[1].verdict = "healthy"
+    bench.state.refresh()
+    await bench.call()
+    assert "users-2" in bench.tried()[before:]
+
+
 async def test_unhealthy_instances_are_not_used_unless_there_are_no_others() -> None:
     import dataclasses
 
