@@ -180,29 +180,32 @@ def test_the_names_keep_prometheus_rules():
 
 @pytest.mark.spec("X-54")
 def test_worker_processes_are_read_as_one_and_an_ended_one_takes_its_gauges_along(tmp_path):
-    worker = """
-import sys
-from fastapi_mesh.core.events import CircuitChanged, InstancesChanged
-from fastapi_mesh.observability.gateway_metrics import GatewayMetrics
+    workers = """
+import os, sys
+from fastapi_mesh.core.events import CircuitChanged
 from fastapi_mesh.observability.metrics import MeshMetrics
-metrics = MeshMetrics("gateway")
-metrics.gateway.request(b"GET", "/a", 200, 0.01)
-metrics(CircuitChanged("users", "closed", sys.argv[1]))
-if sys.argv[2] == "close":
-    metrics.close()
-text = metrics.render()[0].decode()
-print("\\n".join(line for line in text.splitlines() if line.startswith(("gateway_requests_total{", "mesh_circuit"))))
+
+def work(state, end):
+    metrics = MeshMetrics("gateway")
+    metrics.gateway.request(b"GET", "/a", 200, 0.01)
+    metrics(CircuitChanged("users", "closed", state))
+    if end == "close":
+        metrics.close()
+    lines = metrics.render()[0].decode().splitlines()
+    print(*(line for line in lines if line.startswith(("gateway_requests_total{", "mesh_circuit"))), sep="\\n")
+
+for state, end in (("open", "crash"), ("half-open", "crash"), ("closed", "close")):
+    print("===", flush=True)
+    pid = os.fork()
+    if not pid:
+        work(state, end)
+        sys.stdout.flush()
+        os._exit(0)
+    os.waitpid(pid, 0)
 """
-
-    def run(state: str, end: str) -> list[str]:
-        command = [sys.executable, "-c", worker, state, end]
-        return subprocess.check_output(
-            command, text=True, env={"PROMETHEUS_MULTIPROC_DIR": str(tmp_path), "PATH": ""}
-        ).splitlines()
-
-    run("open", "crash")
-    second = run("half-open", "crash")
-    third = run("closed", "close")
+    environment = {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path), "PATH": ""}
+    printed = subprocess.check_output([sys.executable, "-c", workers], text=True, env=environment)
+    _, _, second, third = (lines.splitlines() for lines in printed.split("===\n"))
 
     assert 'gateway_requests_total{method="GET",path="/a",status="200"} 2.0' in second
     assert 'mesh_circuit_breaker_state{service="users"} 2.0' in second
