@@ -53,11 +53,15 @@ class Arrivals:
         return head, self._forwarding.append(head, scope, prefix), target
 
     def context(self, route: Route, policy: CallPolicy | None, head: Head, origin: Origin) -> CallContext:
-        """The context of the call; a trusted proxy's request id is taken over."""
+        """The context of the call; request id and deadline are taken over from a trusted proxy only. A client that
+        gives a service a few milliseconds must not be able to make it look dead.
+        """
         if route.state is None:
             context = self._mesh.new_context(route.service, template=route.path, policy=policy)
         else:
             context = own_context(route, route.state)
+        if context.inbound is not None and not origin.trusted:  # in an application that is a node itself
+            context.inbound.deadline = None
         if not context.request_id and origin.trusted:
             context.request_id = accept(head.request_id)
         return context

@@ -15,7 +15,7 @@ import logging
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import TYPE_CHECKING
 
-from fastapi_mesh.api_gateway.headers import RELATED
+from fastapi_mesh.api_gateway.headers import FOR_SERVICES, RELATED
 from fastapi_mesh.api_gateway.nodes import address_of, read_forwarded
 
 if TYPE_CHECKING:
@@ -125,9 +125,10 @@ class Forwarding:
         chain: bytes | None = None
         if received is not None and peer.trusted:
             for name, value in received:
-                if name in RELATED:
+                if name in RELATED or name in FOR_SERVICES:
                     headers.append((name, value))
-                said[name] = said[name] + b", " + value if name in said else value
+                if name not in FOR_SERVICES:
+                    said[name] = said[name] + b", " + value if name in said else value
         element = peer.node + b';host="' + host + b'";proto=' + proto
         if said:
             _append_said(headers, said, peer, element)

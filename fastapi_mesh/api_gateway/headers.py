@@ -50,7 +50,11 @@ RELATED = frozenset(
     {b"x-forwarded-port", b"x-forwarded-scheme", b"x-forwarded-server", b"x-forwarded-ssl", b"x-real-ip"}
 )
 """What some proxies say of a client besides, and frameworks believe like the others (Rack, Spring; as in Traefik)."""
-_OURS = FORWARDING | RELATED | {b"x-request-id", b"x-mesh-timeout-ms"}
+FOR_SERVICES = frozenset({b"grpc-timeout", b"x-envoy-expected-rq-timeout-ms", b"x-mesh-shadow"})
+"""What a service does less for. With a deadline of a few milliseconds anybody could make its calls fail, and so open
+circuits for everybody (Envoy's edge drops its own from outside, too); who marks a request as a copy gets it half done.
+"""
+_OURS = FORWARDING | RELATED | FOR_SERVICES | {b"x-request-id", b"x-mesh-timeout-ms"}
 _END_TO_END = _OURS | {b"host", b"content-length", b"via"}
 """What `Connection` can't remove: a client must not make us drop what a proxy in front of us said."""
 _MANAGED = HOP_BY_HOP | _END_TO_END | {b"expect"}
@@ -58,7 +62,7 @@ _HARMLESS_OPTIONS = frozenset({b"", b"close", b"keep-alive", b"Keep-Alive"})
 
 _KEEP, _DROP, _HOST, _LENGTH, _CODING, _CONNECTION, _EXPECT, _REQUEST_ID, _FORWARDED, _UPPER = range(10)
 _ATTEMPTS, _UPGRADE = 10, 11
-_KINDS = dict.fromkeys(HOP_BY_HOP, _DROP) | dict.fromkeys(FORWARDING | RELATED, _FORWARDED)
+_KINDS = dict.fromkeys(HOP_BY_HOP, _DROP) | dict.fromkeys(FORWARDING | RELATED | FOR_SERVICES, _FORWARDED)
 _KINDS |= {
     b"connection": _CONNECTION,
     b"content-length": _LENGTH,
@@ -134,7 +138,7 @@ class Head:
     """What one pass over a request's headers gives.
 
     `headers` is what goes on, in order; `length` the Content-Length, CHUNKED or NO_BODY; `forwarding` what came in of
-    FORWARDING and RELATED, which only a trusted proxy may say; `offers_upgrade` that there was an `Upgrade`.
+    FORWARDING, RELATED and FOR_SERVICES, for trusted proxies only; `offers_upgrade` that there was an `Upgrade`.
     """
 
     __slots__ = ("expects_continue", "forwarding", "headers", "host", "length", "offers_upgrade", "request_id")

@@ -86,10 +86,23 @@ def test_what_else_says_something_of_a_client_passes_from_a_trusted_proxy_only()
 
     assert set(RELATED) <= set(kept.items())
     assert not {name for name, _ in RELATED} & set(dropped)
+    assert b"forwarded" in dropped
     head = read_request([(b"host", b"gw"), (b"connection", b"X-Real-IP"), *RELATED], "1.1", RequestNames())
     assert head.headers == [(b"host", b"gw")], "and they go no other way"
     with pytest.raises(InvalidRequestError, match="x_real_ip"):
         read_request([(b"host", b"gw"), (b"x_real_ip", b"6.6.6.6")], "1.1", RequestNames())
+
+
+@pytest.mark.parametrize("name", [b"x-envoy-expected-rq-timeout-ms", b"grpc-timeout", b"x-mesh-shadow"])
+def test_deadlines_and_marks_of_copies_pass_from_a_trusted_proxy_only(name: bytes) -> None:
+    forwarding = Forwarding(["10.0.0.0/8"])
+
+    _, kept = forwarded(forwarding, "10.1.2.3", (name, b"1"), (b"forwarded", b"for=6.6.6.6"))
+    _, dropped = forwarded(forwarding, "11.1.2.3", (name, b"1"))
+
+    assert kept[name] == b"1"
+    assert kept[b"forwarded"].startswith(b"for=6.6.6.6, for=10.1.2.3")
+    assert name not in dropped
 
 
 def test_beside_other_words_of_a_proxy_forwarded_alone_is_not_believed() -> None:

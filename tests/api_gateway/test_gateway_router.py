@@ -273,6 +273,28 @@ def test_what_the_mesh_was_told_of_a_service_wins() -> None:
         assert client.get("/url/users/1").text == "GET /users/1 /url"
 
 
+@pytest.mark.parametrize(("trusted", "left"), [((), 30_000), (("127.0.0.1",), 900)], ids=["anybody", "a proxy"])
+def test_in_a_node_only_a_trusted_proxy_sets_the_deadline(trusted: tuple[str, ...], left: int) -> None:
+    """With a few milliseconds anybody could make a service look dead, and open its circuit for everybody."""
+    given: list[int] = []
+
+    async def hear(scope, receive, send) -> None:  # type: ignore[no-untyped-def]
+        given.append(int(dict(scope["headers"])[b"x-mesh-timeout-ms"]))
+        await upstream(scope, receive, send)
+
+    app = new_app()
+    app.add_middleware(ServiceMeshMiddleware, service_name="edge", discovery_backend="static", port=1)
+    gateway = APIGateway(services={"up": hear}, trusted_proxies=trusted)
+    gateway.configure_routes([{"path": "/users/*", "service": "up"}])
+    app.include_router(gateway.router)
+
+    with TestClient(app, client=("127.0.0.1", 5)) as client:
+        for name, value in (("x-mesh-timeout-ms", "900"), ("grpc-timeout", "900m")):
+            assert client.get("/users/7", headers={name: value}).status_code == 200
+
+    assert all(left / 2 < each <= left for each in given)
+
+
 def test_in_a_node_it_uses_the_nodes_mesh_and_the_nodes_request_id() -> None:
     app = new_app()
     app.add_middleware(ServiceMeshMiddleware, service_name="edge", discovery_backend="static", port=1)
