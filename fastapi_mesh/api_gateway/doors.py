@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fastapi_mesh.api_gateway.pipeline import compile_own
-from fastapi_mesh.api_gateway.routes import Route
+from fastapi_mesh.api_gateway.routes import Route, with_streaming
 from fastapi_mesh.api_gateway.table import Refusal
 from fastapi_mesh.balancing import new_picker
 from fastapi_mesh.config.edge.websocket import WebSocketPolicy
@@ -40,7 +40,7 @@ class Doors:
             route.chain = compile_own(door, route, parts)
             route.websocket = WebSocketPolicy(enabled=False)
             route.state = state
-            route.set_policy(SERVICE, CallPolicy.compile(policy))
+            route.set_policy(SERVICE, with_streaming(CallPolicy.compile(policy)))
             self._found[path.encode()] = (methods, route)
 
     def __bool__(self) -> bool:

@@ -156,7 +156,7 @@ class OAuth2AuthProvider(TokenProvider[OAuth2AuthConfig]):
         rules = replace(
             rules,
             audience=frozenset((config.client_id,)),
-            required=("iss", "sub", "aud", "exp", "iat"),
+            required=tuple(dict.fromkeys(("iss", "sub", "aud", "exp", "iat", *rules.required))),
             token_type=None,
         )
         verifier = TokenVerifier(rules, tools, lambda changed: self._new_keys(metadata, http, tools, changed))

@@ -148,7 +148,7 @@ def new_plan(
         identity_names(auth.identity),
         bool(providers),
         _tokens(config, routes, engines, tools),
-        new_logins(providers, engines, tools) if auth.enabled else None,
+        new_logins(providers, engines, tools, enabled=auth.enabled),
     )
 
 

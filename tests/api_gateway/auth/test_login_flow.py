@@ -12,6 +12,7 @@ import pytest
 from auth_support import Upstream, bearer, rsa, token
 from login_support import PAGE, SECRET, LoginIssuer, browser_of, gateway_with, log_in, provider, reason, site
 
+from fastapi_mesh import ServiceMesh
 from fastapi_mesh.api_gateway import APIGateway
 from fastapi_mesh.api_gateway.auth import APIKeyAuthProvider, JWTAuthProvider, OAuth2AuthProvider
 from fastapi_mesh.exceptions import ConfigurationError
@@ -580,6 +581,53 @@ async def test_pages_of_others_log_nobody_out(issuer: LoginIssuer) -> None:
             assert reason(await browser.request(method, "/auth/logout", headers=headers)) == (403, "cross-site-request")
         assert (await browser.get("/app/x", headers=PAGE)).status_code == 200
         assert (await browser.post("/auth/logout", headers={"sec-fetch-site": "same-origin"})).status_code == 302
+
+
+async def test_no_log_gets_a_code(issuer: LoginIssuer, caplog: pytest.LogCaptureFixture) -> None:
+    seen: list[bytes] = []
+
+    async with gateway_with(Upstream(), provider(issuer), access_log=True) as gateway:
+
+        async def server(scope: Any, receive: Any, send: Any) -> None:
+            async def late(message: Any) -> None:
+                seen.append(scope["query_string"])  # as uvicorn's own log does, when the answer begins
+                await send(message)
+
+            await gateway(scope, receive, late)
+
+        with caplog.at_level("INFO"):
+            async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=server), base_url="https://gw") as browser:
+                await log_in(browser, issuer)
+    lines = [record.getMessage() for record in caplog.records if record.name == "fastapi_mesh.gateway.access"]
+    assert "/auth/callback" in lines[-1]
+    assert "code-0" not in lines[-1]
+    assert seen[-1] == b""
+
+
+async def test_where_authentication_is_off_services_get_no_session_either(issuer: LoginIssuer) -> None:
+    async with site(issuer, auth={"enabled": False}) as (browser, upstream):
+        answer = await browser.get("/app/x", headers={**PAGE, "cookie": "__Host-mesh-session=1~x; theirs=1"})
+        assert answer.status_code == 200
+        assert upstream.headers["cookie"] == "theirs=1"
+        assert (await browser.get("/auth/login", headers=PAGE)).status_code == 404
+
+
+async def test_paths_and_results_are_counted(issuer: LoginIssuer) -> None:
+    mesh = ServiceMesh("gw", discovery_backend="static", enable_service_discovery=False)
+    gateway = APIGateway(services={"up": Upstream()}, service_mesh=mesh)  # type: ignore[dict-item]
+    gateway.configure_routes([{"path": "/app/*", "service": "up", "auth": {"login": True}}])
+    gateway.configure_auth([provider(issuer)])
+    async with gateway.opened({}), browser_of(gateway) as browser:
+        await log_in(browser, issuer)
+        await browser.get("/auth/callback?state=x&code=y", headers=PAGE)
+        await browser.get("/app/x", headers=PAGE)
+        assert mesh.metrics is not None
+        text = mesh.metrics.render("")[0].decode()
+        services = [state.name for state in mesh.states.all()]
+    for result, count in (("login", 1), ("login-failed", 1), ("accepted", 1), ("missing", 1)):
+        assert f'gateway_authentications_total{{provider="oauth2",result="{result}"}} {count}.0' in text
+    assert 'gateway_requests_total{method="GET",path="/auth/callback",status="302"} 1.0' in text
+    assert services == ["up"], "nobody looks for a service behind a login"
 
 
 # Settings.

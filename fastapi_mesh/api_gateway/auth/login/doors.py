@@ -110,6 +110,7 @@ class LoginDesk:
     async def callback(self, request: Exchange, sent: Sent) -> Response:
         """`redirect_path`: RFC 6749 sections 4.1.2 to 4.1.4."""
         said = _parameters(request)
+        request.scope["query_string"] = b""  # the server's own access log writes that, and a code is a credential
         state = said.get("state", "")
         name = self.cookies.login(state)
         attempt = self.logins.take(state, sent.get(name))

@@ -9,7 +9,7 @@ import secrets
 from collections import OrderedDict
 from dataclasses import replace
 from hashlib import sha256
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from fastapi_mesh.api_gateway.auth.base import CredentialError, ProviderUnavailableError
 from fastapi_mesh.api_gateway.auth.flight import Flights
@@ -24,10 +24,8 @@ if TYPE_CHECKING:
     from fastapi_mesh.api_gateway.auth.login.session import Sessions
     from fastapi_mesh.config.edge.login import LoginConfig
 
-T = TypeVar("T")
-
 RETRY = 5.0
-"""Seconds between two renewals of a session after one that failed because the server was away."""
+"""Seconds without renewals after one that failed because the server was away: no session waits for it again so soon."""
 MARGIN = 10.0
 """Seconds before its end at which an access token is renewed, a fifth of its life at most: it is to be good still when
 a service looks at it.
@@ -56,7 +54,8 @@ class BrowserLogins:
         """Sessions by the SHA-256 of what the browser brought: opening one costs 150 us."""
         self._latest: OrderedDict[str, Session] = OrderedDict()
         """By a session's id, what it was renewed to here: requests with the cookie of before are still on their way."""
-        self._retry_at: OrderedDict[str, float] = OrderedDict()
+        self._away_until = 0.0
+        """When the server may be asked again, after it could not be."""
         self._used = Spent(tools.cache_size, tools.wall)
         self._ended = Spent(tools.cache_size, tools.wall)
         """Ids of sessions that were logged out here."""
@@ -169,7 +168,7 @@ class BrowserLogins:
         kept = session.kept
         token = kept.refresh_token or ""
         is_refused = token in self._refused
-        if not is_refused and now >= self._retry_at.get(kept.id, 0.0):
+        if not is_refused and now >= self._away_until:
             try:
                 return await self._flights.join(kept.id, lambda: self._renew(session))
             except (RefusedByServerError, CredentialError) as error:
@@ -177,7 +176,7 @@ class BrowserLogins:
                 is_refused = True
                 self._refused.add(token, kept.ends)
             except ProviderUnavailableError:
-                _put(self._retry_at, kept.id, now + RETRY, self._size)
+                self._away_until = now + RETRY
         if is_refused and (self.config.forward_access_token or now >= kept.renew_at + GRACE):
             return None
         if self.config.forward_access_token:
@@ -201,8 +200,10 @@ class BrowserLogins:
         new = self._sessions.new(self._with(replace(kept, generation=kept.generation + 1), tokens, now))
         if new.principal.claims.get("sub") != session.principal.claims.get("sub"):
             raise CredentialError("the new ID token is somebody else's")  # OpenID Connect Core section 12.2
-        _put(self._latest, kept.id, new, self._size)
-        self._retry_at.pop(kept.id, None)
+        self._latest[kept.id] = new
+        self._latest.move_to_end(kept.id)
+        if len(self._latest) > self._size:
+            self._latest.popitem(last=False)
         return self._remember(new)
 
     def _with(self, kept: Kept, tokens: Tokens, now: float) -> Kept:
@@ -217,13 +218,6 @@ class BrowserLogins:
             refresh_token=tokens.refresh_token or kept.refresh_token,
             access_token=tokens.access_token if self.config.forward_access_token else None,
         )
-
-
-def _put(table: OrderedDict[str, T], key: str, value: T, size: int) -> None:
-    table[key] = value
-    table.move_to_end(key)
-    if len(table) > size:
-        table.popitem(last=False)
 
 
 def _digest(sealed: str) -> bytes:

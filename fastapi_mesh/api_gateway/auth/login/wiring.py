@@ -40,15 +40,23 @@ class LoginPlan:
         }
 
 
-def new_logins(providers: Iterable[tuple[str, AuthProvider]], engines: Engines, tools: Tools) -> LoginPlan | None:
-    """The plan for providers with their names; None where none of them logs anybody in."""
+def new_logins(
+    providers: Iterable[tuple[str, AuthProvider]], engines: Engines, tools: Tools, *, enabled: bool
+) -> LoginPlan | None:
+    """The plan for providers with their names; None where none of them logs anybody in. Where authentication is not
+    `enabled` cookies are all that it knows: no service gets them either way.
+    """
     desks = {}
+    configs = []
     for name, provider in providers:
         if isinstance(provider, OAuth2AuthProvider) and provider.login is not None:
+            configs.append(provider.login)
+            if not enabled:
+                continue
             own = replace(tools, name=name)
             settings = (provider.settings, tools.cache_size, tools.production)
             desks[name] = LoginDesk(engines.kept(f"login-{name}", settings, partial(provider.open_logins, own)))
-    return LoginPlan(desks, Jar(desk.logins.config for desk in desks.values())) if desks else None
+    return LoginPlan(desks, Jar(configs)) if configs else None
 
 
 def login_problems(
