@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, quote, urlsplit
 
 import httpx2
 import pytest
 from auth_support import Upstream, bearer, rsa, token
+from fastapi import FastAPI
 from login_support import PAGE, SECRET, LoginIssuer, browser_of, gateway_with, log_in, provider, reason, site
 
 from fastapi_mesh import ServiceMesh
@@ -581,6 +583,75 @@ async def test_pages_of_others_log_nobody_out(issuer: LoginIssuer) -> None:
             assert reason(await browser.request(method, "/auth/logout", headers=headers)) == (403, "cross-site-request")
         assert (await browser.get("/app/x", headers=PAGE)).status_code == 200
         assert (await browser.post("/auth/logout", headers={"sec-fetch-site": "same-origin"})).status_code == 302
+
+
+async def test_two_servers_each_with_its_own_paths_and_sessions(issuer: LoginIssuer) -> None:
+    async with LoginIssuer() as staff:
+        own = {"cookie": "staff", "redirect_path": "/s/back", "login_path": "/s/in", "logout_path": "/s/out"}
+        providers = [provider(issuer), provider(staff, own, name="staff")]
+        upstream = Upstream()
+        async with gateway_with(upstream, *providers) as gateway, browser_of(gateway) as browser:
+            gateway.configure_routes(
+                [
+                    {"path": "/app/*", "service": "up", "auth": {"login": True}},
+                    {"path": "/staff/*", "service": "up", "auth": {"login": True, "providers": ["staff"]}},
+                ]
+            )
+            await log_in(browser, issuer)
+            sent = await browser.get("/staff/x", headers=PAGE)
+            assert sent.headers["location"].startswith(f"{staff.url}/authorize")
+            query = staff.authorize(sent.headers["location"])
+            # Mix-up (RFC 9700 section 4.4): one server's answer at the other's path.
+            assert reason(await browser.get(f"/auth/callback?{query}", headers=PAGE)) == (400, "login-state")
+            assert (await browser.get(f"/s/back?{query}", headers=PAGE)).headers["location"] == "/staff/x"
+            assert (await browser.get("/staff/x", headers=PAGE)).status_code == 200
+            assert upstream.headers["x-auth-provider"] == "staff"
+            assert sorted(browser.cookies) == ["__Host-mesh-session", "__Host-staff"]
+            assert "cookie" not in upstream.headers
+            await browser.get("/auth/logout", headers=PAGE)
+            assert sorted(browser.cookies) == ["__Host-staff"]
+
+    gateway = APIGateway(services={"up": upstream}, enable_metrics=False)  # type: ignore[dict-item]
+    gateway.configure_auth([provider(issuer), provider(issuer, name="staff")])
+    with pytest.raises(ConfigurationError, match="'/auth/callback' is another login's too"):
+        await gateway.open_in({})
+
+
+async def test_in_an_application_s_router_too(issuer: LoginIssuer) -> None:
+    app = FastAPI()
+    gateway = APIGateway(services={"up": Upstream()}, enable_metrics=False)  # type: ignore[dict-item]
+    gateway.configure_routes([{"path": "/app/*", "service": "up", "auth": {"login": True}}])
+    gateway.configure_auth([provider(issuer)])
+    app.include_router(gateway.router)
+    transport = httpx2.ASGITransport(app=app)
+    async with (
+        gateway.lifespan(app),
+        httpx2.AsyncClient(transport=transport, base_url="https://gw.example") as browser,
+    ):
+        await log_in(browser, issuer)
+        assert (await browser.get("/app/x", headers=PAGE)).status_code == 200
+        assert (await browser.post("/auth/callback")).status_code == 405
+
+
+async def test_whatever_is_sent_to_the_paths_of_a_login_is_an_answer_of_ours(issuer: LoginIssuer) -> None:
+    chance = random.Random(7)
+    letters = "abc=&;%~.+-_ /\\\"'\t\x7f\xe4019" * 2 + "mesh-session"
+    async with site(issuer) as (browser, upstream):
+        await log_in(browser, issuer)
+        session = browser.cookies["__Host-mesh-session"]
+        browser.cookies.clear()
+        for _ in range(300):
+            text = "".join(chance.choice(letters) for _ in range(chance.randrange(60)))
+            start = chance.randrange(len(session))
+            cookie = chance.choice(
+                [text, f"__Host-mesh-session={text}", f"__Host-mesh-session=1~{session[start:]}", f"a=b;;{session}"]
+            )
+            query = chance.choice([text, f"state={text}&code=x", "&".join(["code=1"] * 50)])
+            path = chance.choice(["/auth/callback", "/auth/login", "/auth/logout", "/app/x"])
+            headers = {**PAGE, "cookie": "".join(each for each in cookie if each.isprintable() and each.isascii())}
+            answer = await browser.get(f"{path}?{quote(query, safe='=&%+;~')}", headers=headers)
+            assert answer.status_code in (302, 400, 403), (path, query, cookie)
+    assert upstream.scopes == []
 
 
 async def test_no_log_gets_a_code(issuer: LoginIssuer, caplog: pytest.LogCaptureFixture) -> None:

@@ -25,6 +25,7 @@ from fastapi_mesh.api_gateway.auth.login.refusals import (
 )
 from fastapi_mesh.api_gateway.problems import GatewayRefusalError
 from fastapi_mesh.api_gateway.public import origin_of, prefix_of
+from fastapi_mesh.config.edge.cors import origin
 from fastapi_mesh.config.edge.login import is_local
 from fastapi_mesh.core.message import Response
 
@@ -62,7 +63,7 @@ class LoginDesk:
         self.logins = logins
         self.cookies = Cookies(logins.config.cookie)
         url = logins.config.public_url
-        own = [] if url is None else ["/".join(url.split("/")[:3]).lower()]
+        own = [] if url is None else [origin("/".join(url.split("/")[:3]))]
         self.trusted = frozenset([*logins.config.trusted_origins, *own])
         self._https = https_of(logins.config)
 
