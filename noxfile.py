@@ -19,6 +19,8 @@ LONG, TOO_LONG = 300, 600
 TEST_TOOLS = ("pytest>=9", "hypothesis>=6.150", "trustme>=1.2", "pytest-xdist>=3.8", "pytest-cov>=7", "wsproto")
 SERVERS_TO_RUN_ON = ("hypercorn>=0.17", "zttp")
 """ASGI servers, and parsers of uvicorn, beside those that the extras bring: each passes on requests differently."""
+EXTRAS = ".[cli,redis,kubernetes,http2,ws,yaml,otel,transform]"
+"""The package with all that its tests and its types need."""
 LINT_TOOLS = ("ruff==0.17.6", "import-linter>=2.5,<3")
 TYPE_TOOLS = ("mypy==2.4.1",)
 DOCS_TOOLS = ("zensical==0.0.73", "pytest>=9")
@@ -30,7 +32,7 @@ _FAIL_ANYHOW = (
 )
 HTTPBIN_TOOLS = ("pytest>=8,<10", "pytest-httpbin==2.1.0", "httpbin~=0.10.0", "pytest-mock", "trustme")
 _TIMEOUTS = "tests/test_requests.py::TestTimeout"
-BENCH_TOOLS = ("fastapi-proxy-lib==0.3.0", "httpx<1")
+BENCH_TOOLS = ("fastapi-proxy-lib==0.3.0", "httpx<1", "opentelemetry-sdk")
 
 
 @nox.session
@@ -44,7 +46,7 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """The whole suite: nox -s tests [-- PYTEST ARGUMENTS]; --cov doubles the time."""
-    session.install("-q", "-e", ".[cli,redis,http2,ws,yaml,otel,transform]", *TEST_TOOLS, *SERVERS_TO_RUN_ON)
+    session.install("-q", "-e", EXTRAS, *TEST_TOOLS, *SERVERS_TO_RUN_ON)
     options = ["-m", "not soak", "--numprocesses", str(min(4, os.cpu_count() or 1)), "--dist", "worksteal"]
     session.run("pytest", *options, *session.posargs)
 
@@ -52,7 +54,7 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def soak(session: nox.Session) -> None:
     """The tests that take longer than the suite allows."""
-    session.install("-q", "-e", ".[cli,redis,http2,ws,yaml,otel,transform]", *TEST_TOOLS, *SERVERS_TO_RUN_ON)
+    session.install("-q", "-e", EXTRAS, *TEST_TOOLS, *SERVERS_TO_RUN_ON)
     session.run("pytest", "-m", "soak", "-o", "faulthandler_timeout=3600", *session.posargs)
 
 
@@ -178,7 +180,7 @@ def _python_files(source: Path) -> list[Path]:
 def types(session: nox.Session) -> None:
     """Strict types of the package."""
     stubs = ("types-PyYAML", "types-jmespath", "types-xmltodict")
-    session.install("-q", *TYPE_TOOLS, "-e", ".[cli,redis,http2,ws,yaml,otel,transform]", *stubs, "pytest>=8.4")
+    session.install("-q", *TYPE_TOOLS, "-e", EXTRAS, *stubs, "pytest>=8.4")
     session.run("mypy", *session.posargs)
 
 

@@ -21,7 +21,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-pytest_plugins = ["fastapi_mesh.testing.plugin", "tests.support.redis", "tests.support.consul", "tests.support.etcd"]
+pytest_plugins = [
+    "fastapi_mesh.testing.plugin",
+    "tests.support.redis",
+    "tests.support.consul",
+    "tests.support.etcd",
+    "tests.support.kubernetes",
+]
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -15,7 +15,7 @@ from fastapi_mesh.config.problems import suggestion
 from fastapi_mesh.config.servers import ServerSettings
 
 BACKENDS = ("local", "static", "memory", "consul", "etcd", "kubernetes", "dns")
-LATER_BACKENDS: tuple[str, ...] = ("kubernetes", "dns")
+LATER_BACKENDS: tuple[str, ...] = ("dns",)
 ENTRY_POINTS = "fastapi_mesh.discovery"
 """The group of entry points under which other packages offer backends."""
 

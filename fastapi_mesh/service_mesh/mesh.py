@@ -186,6 +186,7 @@ class ServiceMesh(SetUpInCode):
             observer=self.observers,
             lifespan_of=None if wires is None else wires.lifespan_of,
         )
+        self.life.waits_unregistered = self._sources.found_by_readiness
         for name, target in fixed.items():
             if name not in plain:
                 self.add_service(name, target)

@@ -76,6 +76,11 @@ class Sources:
         """Whether every source can say which services it knows."""
         return all(isinstance(each, ServiceList) for each in self.backends)
 
+    @property
+    def found_by_readiness(self) -> bool:
+        """Whether others see by this node's readiness, and not by a registration, that it is there."""
+        return any(getattr(each, "found_by_readiness", False) for each in self.backends)
+
     def add(self, name: str, targets: Targets) -> None:
         """Fixed instances of `name`; replaces those given before. An application's lifespan runs with the mesh's."""
         for instance in self.static.replace(name, targets):
@@ -163,7 +168,12 @@ class Sources:
             health_check=health_check,
         )
         if self._own is None:
-            logger.info("%s is not registered: nothing to register with (discovery is off or fixed)", instance.id)
+            why = (
+                "its Service finds this pod by its readiness probe"
+                if self.found_by_readiness
+                else "nothing to register with (discovery is off or fixed)"
+            )
+            logger.info("%s is not registered: %s", instance.id, why)
             return instance
         if not await self._own.add(instance) and config.start_policy == "fail":
             raise ServiceDiscoveryError("the registry did not accept this node", service=instance.service)

@@ -40,6 +40,7 @@ __all__ = [
     "MeshTransport",
     "control_transport",
     "new_client",
+    "stream_timeout",
     "translated",
 ]
 
@@ -318,6 +319,11 @@ class ControlClient:
 def control_transport(base_url: str) -> httpx2.AsyncHTTPTransport:
     """A transport for a client of another library that calls a control plane; that client closes it."""
     return httpx2.AsyncHTTPTransport(verify=_tls_context(base_url), trust_env=False)
+
+
+def stream_timeout(timeout: float) -> httpx2.Timeout:
+    """Time limits for another library's request whose answer has pauses: `timeout` seconds, and none for reading."""
+    return httpx2.Timeout(timeout, read=None)
 
 
 @contextmanager

@@ -323,7 +323,7 @@ def test_problems_of_the_config_map_have_its_own_paths_and_lines(tmp_path: Path)
     file.write_text(
         textwrap.dedent("""\
             service_mesh:
-              discovery: {backend: kubernetes, namespce: x}
+              discovery: {backend: kubernets, namespce: x}
               security:
                 enable_mtls: true
               load_balancing: round_robin
@@ -343,8 +343,8 @@ def test_problems_of_the_config_map_have_its_own_paths_and_lines(tmp_path: Path)
             "unknown key - did you mean 'default_failure_threshold'?"
         ),
         (
-            "discovery.backend (service_mesh.discovery.backend, line 2): 'kubernetes' is not part of this version "
-            "(0.1); use 'local' (one machine), 'static' or services={...}"
+            "discovery.backend (service_mesh.discovery.backend, line 2): 'kubernets' is none of local, static, memory, "
+            "consul, etcd, kubernetes, dns - did you mean 'kubernetes'?"
         ),
         (
             "defaults.circuit_breaker.recovery_timeout (service_mesh.circuit_breaker.default_recovery_timeout, line 8)"

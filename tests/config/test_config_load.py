@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 POD = {"KUBERNETES_SERVICE_HOST": "10.96.0.1"}
-BACKENDS = "use 'local' (one machine), 'static' or services={...}"
 
 MESH_SOURCES = {"file": "from-file", "described": "from-described", "mesh": "from-mesh", "code": "from-code"}
 """From the weakest to the strongest."""
@@ -115,13 +114,8 @@ def test_outside_of_a_pod_the_backend_is_local() -> None:
 
 
 @pytest.mark.spec("B39", "S-325")
-def test_inside_a_pod_the_backend_would_be_kubernetes_which_is_refused() -> None:
-    assert mesh_problems(POD) == [
-        (
-            "discovery.backend (the default inside a Kubernetes pod): 'kubernetes' is not part of this version (0.1); "
-            f"{BACKENDS}"
-        )
-    ]
+def test_inside_a_pod_the_backend_is_kubernetes() -> None:
+    assert load_mesh_config(env=POD).discovery.backend == "kubernetes"
 
 
 @pytest.mark.spec("B39", "X-58")

@@ -91,6 +91,10 @@ def _discovery(settings: DiscoveryConfig, surroundings: Surroundings) -> Discove
             from fastapi_mesh.service_mesh.backends import etcd
 
             return etcd.discovery(settings, surroundings)
+        case "kubernetes":
+            from fastapi_mesh.service_mesh.backends import kubernetes
+
+            return kubernetes.discovery(settings, surroundings)
     assert settings.backend not in BACKENDS, "each has a case"
     return _of_another_package(settings)
 
@@ -133,6 +137,10 @@ def store_of(
             from fastapi_mesh.service_mesh.backends import etcd
 
             return etcd.store(server, namespace, clock)
+        case "kubernetes":
+            from fastapi_mesh.service_mesh.backends import kubernetes
+
+            return kubernetes.store(server, namespace, clock)
     raise ConfigurationError(
         f"config_store.backend: the backend {server.backend!r} of discovery keeps no configuration; name one of "
         f"file, {', '.join(STORES)}"

@@ -1,0 +1,126 @@
+"""One watch of a server for all who watch something of it in this process: started by the first, ended by the last."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from contextlib import aclosing, asynccontextmanager
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from fastapi_mesh.core.clock import SystemClock
+from fastapi_mesh.exceptions import MeshError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+
+    from fastapi_mesh.core.clock import Clock
+    from fastapi_mesh.core.tasks import Supervisor
+
+B = TypeVar("B")
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
+"""Seconds between two attempts while the server does not answer, however many watchers ask for one."""
+STEADY = 1.0
+"""Seconds that following must have lasted for a failure to be the first one again."""
+ALL = ""
+"""Who waits for a change of anything."""
+
+
+class SharedFeed(Generic[B]):
+    """Runs `follow()` while somebody uses it, and gives each batch to `take`, which says what is different now.
+
+    A watcher does everything within `used()`, waits with `ready()` until all is known, and with `changed` for more.
+    """
+
+    def __init__(
+        self,
+        follow: Callable[[], AsyncGenerator[B, None]],
+        take: Callable[[B], Iterable[str]],
+        supervisor: Supervisor,
+        *,
+        name: str,
+        clock: Clock | None = None,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._follow = follow
+        self._take = take
+        self._supervisor = supervisor
+        self._name = name
+        self._clock: Clock = clock or SystemClock()
+        self._jitter = jitter
+        self._users = 0
+        self._task: asyncio.Task[object] | None = None
+        self._live = False
+        self._failure: MeshError | None = None
+        self._failures = 0
+        self._waiters: dict[str, set[asyncio.Future[None]]] = {}
+
+    @property
+    def users(self) -> int:
+        return self._users
+
+    @asynccontextmanager
+    async def used(self) -> AsyncIterator[None]:
+        """Follow while anybody is in here."""
+        self._users += 1
+        try:
+            if self._task is None or self._task.done():
+                self._failure = None
+                self._task = self._supervisor.start(self._run(), name=self._name)
+            yield
+        finally:
+            self._users -= 1
+            if not self._users:
+                await self._stop()
+
+    async def ready(self) -> None:
+        """Wait until all is known as it is now. Raises what `follow` raised when the server does not answer."""
+        while not self._live:
+            if self._failure is not None:
+                raise self._failure
+            await self.changed(ALL)
+
+    async def changed(self, what: str) -> None:
+        """Wait until `what` may be another one, or following has failed."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiters = self._waiters.setdefault(what, set())
+        waiters.add(waiter)
+        try:
+            await waiter
+        finally:
+            waiters.discard(waiter)
+            if not waiters and self._waiters.get(what) is waiters:
+                del self._waiters[what]
+
+    async def _run(self) -> None:
+        begun: float | None = None
+        try:
+            if self._failures:
+                pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self._failures - 1, 10))
+                await self._clock.sleep(pause * (0.5 + 0.5 * self._jitter()))
+            async with aclosing(self._follow()) as batches:
+                async for batch in batches:
+                    begun = self._clock.now() if begun is None else begun
+                    changes = tuple(self._take(batch))
+                    begins, self._live = not self._live, True
+                    self._wake(tuple(self._waiters) if begins else (*changes, ALL) if changes else ())
+        except MeshError as error:
+            steady = begun is not None and self._clock.now() - begun > STEADY
+            self._failures = 1 if steady else self._failures + 1
+            self._failure = error
+        finally:
+            if self._task is asyncio.current_task():
+                self._live = False
+                self._wake(tuple(self._waiters))
+
+    def _wake(self, names: Iterable[str]) -> None:
+        for name in names:
+            for waiter in self._waiters.pop(name, ()):
+                if not waiter.done():
+                    waiter.set_result(None)
+
+    async def _stop(self) -> None:
+        task, self._task, self._live = self._task, None, False
+        if task is not None and not task.done():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
