@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote, unquote_to_bytes
 
-from fastapi_mesh.discovery.rows import Owner, Row, decode, encode, lists_of
+from fastapi_mesh.discovery.rows import Owner, Row, encode, instance_of, lists_of
 from fastapi_mesh.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
@@ -93,8 +93,8 @@ def read(entry: KeyValue, folder: bytes) -> Stored | None:
         if not 2 <= len(segments) <= 3:
             raise ValueError("the key is not SERVICE/ID or SERVICE/ID/OWNER")
         given = json.loads(entry.value)
-        document = json.dumps({**_DEFAULTS, **given})
-        instance = decode(segments[0], segments[1], str(given["address"]), int(given["port"]), document)
+        address, port = str(given["address"]), int(given["port"])
+        instance = instance_of(segments[0], segments[1], address, port, {**_DEFAULTS, **given})
         owner = segments[2] if len(segments) == 3 else f"key {entry.key!r}"
         return Stored(instance, owner, int(given.get("born", 0)), entry.created)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, ConfigurationError) as error:

@@ -6,14 +6,14 @@ import json
 import math
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from fastapi_mesh.core.instance import Instance
 from fastapi_mesh.discovery.lists import check, ordered
 from fastapi_mesh.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from fastapi_mesh.core.instance import Health, Scheme
 
@@ -146,6 +146,14 @@ def decode(service: str, id: str, address: str, port: int, document: str) -> Ins
     """
     try:
         plain = json.loads(document)
+    except ValueError as error:
+        raise ConfigurationError(f"row {id!r} of {service!r} is unreadable: {type(error).__name__}: {error}") from None
+    return instance_of(service, id, address, port, plain)
+
+
+def instance_of(service: str, id: str, address: str, port: int, plain: Mapping[str, Any]) -> Instance:
+    """The instance of a document that is read already; see `decode`."""
+    try:
         instance = Instance(
             service,
             id,

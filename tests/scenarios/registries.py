@@ -12,6 +12,7 @@ import pytest
 
 from fastapi_mesh.service_mesh import ServiceMesh
 from tests.support.consul import ConsulServer
+from tests.support.etcd import EtcdServer, new_namespace
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -85,8 +86,37 @@ class Consul(Registry):
         self.consul.restart()
 
 
-ALL: tuple[type[Registry], ...] = (Local, Consul)
-OUTAGES: tuple[type[Registry], ...] = (Consul,)
+class Etcd(Registry):
+    name = "etcd"
+    server = "etcd"
+    fixture = "etcd_server"
+
+    def __init__(self, folder: Path, process: object, *, lease: float = 3.0, heartbeat: float = 1.0) -> None:
+        super().__init__(folder, process, lease=lease, heartbeat=heartbeat)
+        self._prefix = new_namespace().replace(" ", "-")
+
+    @property
+    def etcd(self) -> EtcdServer:
+        assert isinstance(self.process, EtcdServer)
+        return self.process
+
+    def settings(self) -> dict[str, object]:
+        return {"host": "127.0.0.1", "port": self.etcd.port, "etcd": {"prefix": self._prefix}}
+
+    @property
+    def environment(self) -> dict[str, str]:
+        flat = {name: value for name, value in super().environment.items() if not name.endswith("__ETCD")}
+        return {**flat, "MESH_DISCOVERY__ETCD__PREFIX": self._prefix}
+
+    def kill(self) -> None:
+        self.etcd.kill()
+
+    def restart(self) -> None:
+        self.etcd.restart()
+
+
+ALL: tuple[type[Registry], ...] = (Local, Consul, Etcd)
+OUTAGES: tuple[type[Registry], ...] = (Consul, Etcd)
 
 
 def parameters(kinds: Iterable[type[Registry]]) -> list[ParameterSet]:
