@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import tempfile
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -31,7 +32,12 @@ pytest_plugins = [
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep the run's own environment out of the tests: its variables, and the user's registry."""
+    """Keep the run's own environment out of the tests: its variables, the user's registry, and how busy it is."""
+    with suppress(ImportError):  # the pages' snippets are tested without it
+        from hypothesis import settings
+
+        settings.register_profile("tests", deadline=None)
+        settings.load_profile("tests")
     hide_requirement()
     # The tests start some two hundred processes, each of which would compile the whole package for itself.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
