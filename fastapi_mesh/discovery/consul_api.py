@@ -27,11 +27,15 @@ SHOWN = 200
 
 
 class ConsulError(MeshError):
-    """Consul can't be reached, refuses, or answers what Consul does not. `answered` is the status, 0 without one."""
+    """Consul can't be reached, refuses, or answers what Consul does not.
 
-    def __init__(self, message: str, *, answered: int = 0) -> None:
+    `answered` is the status, 0 without one. `dropped`: the connection was made, and closed without an answer.
+    """
+
+    def __init__(self, message: str, *, answered: int = 0, dropped: bool = False) -> None:
         super().__init__(message)
         self.answered = answered
+        self.dropped = dropped
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +134,7 @@ class ConsulApi:
         except UpstreamProtocolError as error:
             raise ConsulError(f"what answered to {method} {path} does not speak HTTP: {error}") from error
         except UpstreamConnectionError as error:
-            raise ConsulError(f"Consul can't be reached: {error}") from error
+            raise ConsulError(f"Consul can't be reached: {error}", dropped=error.request_sent) from error
 
 
 def decoded(answer: ControlAnswer, path: str) -> object:

@@ -34,13 +34,16 @@ LEAST = 4
 CAUTION = 300.0
 """Seconds for which fewer blocking queries are made after such a refusal."""
 TOO_MANY = 429
+SUSPICION = 0.5
+"""Seconds in which all queries fail when the server has died."""
 
 
 class Limiter:
     """Gives at most `limit` blocking queries to feeds, first come, first served; the others poll in turn.
 
-    Several processes of one machine share Consul's limit without knowing of each other: when Consul refuses (429), a
-    quarter of the blocking queries here is given up for some minutes.
+    Several processes of one machine share Consul's limit without knowing of each other: when Consul refuses a
+    connection (429 today, closing it without an answer before), a quarter of the blocking queries here is given up for
+    some minutes.
     """
 
     def __init__(self, limit: int, clock: Clock) -> None:
@@ -72,8 +75,20 @@ class Limiter:
     def give(self, taker: object) -> None:
         self._takers.discard(taker)
 
-    def refused(self) -> None:
-        """Consul does not take that many connections."""
+    def failed(self, error: ConsulError) -> None:
+        """A query failed. If Consul has closed a connection and those of the blocking queries stay open, it was one too
+        many; if it has died they fail, too.
+        """
+        if error.answered == TOO_MANY:
+            self._refused()
+        elif error.dropped:
+            self._clock.call_later(SUSPICION, self._refused_if_blocking)
+
+    def _refused_if_blocking(self) -> None:
+        if len(self._takers) > LEAST:
+            self._refused()
+
+    def _refused(self) -> None:
         self._limit = max(LEAST, len(self._takers) * 3 // 4)
         self._cautious_until = self._clock.now() + CAUTION
 
@@ -160,9 +175,8 @@ class Feed(Generic[V]):
                 return
             plain = self._source.parse(answer.content)
         except ConsulError as error:
-            if error.answered == TOO_MANY:
-                self._limiter.refused()
             self._limiter.give(self)
+            self._limiter.failed(error)
             self._fresh = False
             raise
         interrupted = not self._fresh or answer.index < self._index
