@@ -153,6 +153,7 @@ class OAuth2AuthProvider(TokenProvider[OAuth2AuthConfig]):
         config, login = self._config, self._config.login
         assert login is not None, "only asked for where there is a login"
         http, metadata, rules = self._server(tools)
+        assert metadata is not None, "the settings were checked for an issuer"
         rules = replace(
             rules,
             audience=frozenset((config.client_id,)),

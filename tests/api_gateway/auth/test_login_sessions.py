@@ -12,6 +12,7 @@ import pytest
 from auth_support import Clock, Upstream, start, tools
 from login_support import PAGE, SECRET, LoginIssuer, browser_of, gateway_with, log_in, provider, reason, site
 
+from fastapi_mesh.api_gateway.auth.base import CredentialError
 from fastapi_mesh.api_gateway.auth.jose import Sealer
 from fastapi_mesh.api_gateway.auth.login.engine import GRACE, RETRY, BrowserLogins
 from fastapi_mesh.api_gateway.auth.login.session import Session
@@ -124,6 +125,29 @@ async def test_a_session_and_a_login_end_at_their_time() -> None:
         assert engine.age(session) == 1
         await clock.advance(1)
         assert await engine.find(session.sealed) is None
+
+
+async def test_the_state_of_another_login_is_not_that_of_a_cookie() -> None:
+    """Whoever renames a cookie of his own finds that the state is in it, too."""
+    async with logins() as (engine, _, _):
+        one, sealed, _ = await engine.begin("https://gw.example/auth/callback", "/app")
+        other, _, _ = await engine.begin("https://gw.example/auth/callback", "/app")
+        assert engine.take(other.state, sealed) is None
+        assert engine.take(one.state, None) is None
+        assert engine.take(one.state, "junk") is None
+        assert engine.take(one.state, sealed) == one
+        assert await engine.find("junk") is None
+
+
+async def test_other_rules_or_another_form_of_what_is_kept_end_a_session() -> None:
+    async with logins() as (engine, issuer, clock), tools(clock) as others:
+        session = await session_of(engine, issuer)
+        stricter = provider(issuer, subject_claim="email").open_logins(others)
+        assert await stricter.find(session.sealed) is None
+        await stricter.aclose()
+        sealer = engine._sessions._sealer
+        for text in (b"{}", b"[]", b'{"v":2}', b'{"v":1,"s":1}', b'{"v":1,"s":"x","g":"1"}', b"\xff"):
+            assert await engine.find(sealer.seal(text)) is None
 
 
 async def test_another_process_with_the_same_secret_takes_it() -> None:
@@ -306,6 +330,45 @@ async def test_a_refusal_of_a_layer_further_in_carries_the_new_cookie_too() -> N
         before = browser.cookies["__Host-mesh-session"]
         assert reason(await browser.get("/app/x", headers=PAGE)) == (403, "missing-role")
         assert browser.cookies["__Host-mesh-session"] != before
+
+
+async def test_a_logout_while_the_server_is_away_ends_the_session_here() -> None:
+    async with logins() as (engine, issuer, clock):
+        session = await session_of(engine, issuer)
+        await issuer.stop()
+        await clock.advance(3601)  # what the server said of itself is known for no longer
+        await engine.end(session)
+        assert await engine.flow.end_session(session.kept.id_token, "https://gw.example/") is None
+        assert await engine.find(session.sealed) is None
+        assert engine.read(session.sealed) is not None
+        await engine.end(session)
+
+
+async def test_a_session_that_is_logged_out_while_it_is_renewed_stays_so() -> None:
+    async with logins() as (engine, issuer, clock):
+        session = await session_of(engine, issuer)
+        await clock.advance(RENEWED)
+        issuer.gate.clear()
+        issuer.asked.clear()
+        asking = start(engine.find(session.sealed))
+        await issuer.asked.wait()
+        ending = start(engine.end(session))
+        while len(issuer.requests) < 5:  # noqa: ASYNC110 - metadata, a code, keys, the renewal, and the revocation of the old token
+            await asyncio.sleep(0)
+        issuer.gate.set()
+        assert await asyncio.gather(asking, ending) == [None, None]
+        assert await engine.find(session.sealed) is None
+        revoked = [body for head, body in issuer.requests if head.startswith(b"POST /revoke")]
+        assert [b"refresh-1" in revoked[0], b"refresh-2" in revoked[1]] == [True, True]
+
+
+async def test_words_that_are_no_text_do_no_harm() -> None:
+    async with logins() as (engine, issuer, _):
+        issuer.answer = {"scope": "openid \ud800 \x00 read"}
+        assert (await session_of(engine, issuer)).principal.scopes == {"openid", "read"}
+        issuer.claims = {"nonce": "\ud800"}
+        with pytest.raises(CredentialError, match="nonce"):
+            await session_of(engine, issuer)
 
 
 # Room.

@@ -177,7 +177,8 @@ class BrowserLogins:
                 self._refused.add(token, kept.ends)
             except ProviderUnavailableError:
                 self._away_until = now + RETRY
-        if is_refused and (self.config.forward_access_token or now >= kept.renew_at + GRACE):
+        is_over = self.config.forward_access_token or now >= kept.renew_at + GRACE or kept.id in self._ended
+        if is_refused and is_over:
             return None
         if self.config.forward_access_token:
             raise ProviderUnavailableError("the access token has ended, and there is no new one", retry_after=RETRY)
@@ -196,6 +197,9 @@ class BrowserLogins:
                 logger.warning("%s: sessions can't be renewed: %s", self.name, error)
                 raise ProviderUnavailableError(str(error), retry_after=RETRY) from error
             raise
+        if kept.id in self._ended:  # meanwhile: no browser gets this one, and nobody is to have its token
+            await self.flow.revoke(tokens.refresh_token or kept.refresh_token)
+            raise RefusedByServerError("logged out")
         now = self._wall()
         new = self._sessions.new(self._with(replace(kept, generation=kept.generation + 1), tokens, now))
         if new.principal.claims.get("sub") != session.principal.claims.get("sub"):

@@ -74,7 +74,7 @@ class CodeFlow:
         self,
         config: ClientConfig,
         *,
-        metadata: Metadata | None,
+        metadata: Metadata,
         http: Issuer,
         credentials: ClientCredentials,
         verifier: TokenVerifier,
@@ -108,8 +108,6 @@ class CodeFlow:
         """Whether an answer with this `iss` is of our server (RFC 9207 section 2.4: mix-up); None: it has none."""
         if issuer is not None:
             return issuer in self._config.issuers
-        if self._metadata is None:
-            return True
         try:
             return await self._metadata.says("authorization_response_iss_parameter_supported") is not True
         except MeshError as error:
@@ -134,8 +132,6 @@ class CodeFlow:
 
     async def revoke(self, refresh_token: str) -> None:
         """Tell the server that a refresh token is of no use any more (RFC 7009), where it can be told."""
-        if self._metadata is None:
-            return
         try:
             url = await self._metadata.says("revocation_endpoint")
             if isinstance(url, str):
@@ -148,8 +144,6 @@ class CodeFlow:
 
     async def end_session(self, id_token: str, return_to: str) -> str | None:
         """Where a user logs out (OpenID Connect RP-Initiated Logout 1.0); None where the server has no such place."""
-        if self._metadata is None:
-            return None
         try:
             url = await self._metadata.says("end_session_endpoint")
         except MeshError as error:
@@ -198,14 +192,14 @@ class CodeFlow:
             access,
             _token(answer, "refresh_token"),
             float(lasts) if known and isinstance(lasts, int | float) else NO_EXPIRY,
-            tuple(scope.split()) if isinstance(scope, str) else None,
+            tuple(filter(_is_scope, scope.split())) if isinstance(scope, str) else None,
         )
 
     async def _check_id_token(self, token: str, nonce: str | None) -> None:
         """Signature, `iss`, `aud`, `exp` and `iat` by the verifier; then what only ID tokens have."""
         claims = (await self._verifier.authenticate(token)).claims
         said = claims.get("nonce")
-        if nonce is not None and not (isinstance(said, str) and hmac.compare_digest(said.encode(), nonce.encode())):
+        if nonce is not None and not (isinstance(said, str) and hmac.compare_digest(_bytes(said), _bytes(nonce))):
             raise CredentialError("the nonce is not that of this login")
         audience, client = claims.get("aud"), self._config.client_id
         party = claims.get("azp")
@@ -217,8 +211,6 @@ class CodeFlow:
     async def _endpoint(self, name: str, given: str | None) -> str:
         if given is not None:
             return given
-        if self._metadata is None:
-            raise ProviderUnavailableError(f"no {name}")
         try:
             return await self._metadata.endpoint(name)
         except MeshError as error:
@@ -232,6 +224,14 @@ class CodeFlow:
 def challenge_of(verifier: str) -> str:
     """S256 (RFC 7636 section 4.2)."""
     return encode(sha256(verifier.encode()).digest())
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")  # JSON can smuggle half of a surrogate pair in
+
+
+def _is_scope(word: str) -> bool:
+    return word.isascii() and word.isprintable()
 
 
 def _token(answer: Json, name: str) -> str | None:
