@@ -4,7 +4,8 @@
   an `Authorization` or `Cookie` among them looks as if a proxy in front had let it pass (RFC 9110 section 6.5.1).
 - A request that offers an upgrade (`Upgrade: h2c`, as Java's client does) keeps its body and what follows it.
 - An absolute-form target keeps its authority, which counts over `Host` (RFC 9112 section 3.2.2).
-- An HTTP/1.0 client is not answered in chunks, which it does not know (RFC 9112 section 6.1).
+- An HTTP/1.0 client is not answered in chunks, which it does not know (RFC 9112 section 6.1), nor by `100 Continue`,
+  which it would take for the answer (RFC 9110 section 15.2).
 - What is no HTTP is not answered in the middle of another request's answer, nor before it.
 
 Needs the `server` extra.
@@ -69,6 +70,8 @@ class StrictHttpProtocol(HttpToolsProtocol):
         if self.parser.should_upgrade() and not self._should_upgrade() and self.parser.get_method() != b"CONNECT":
             self._offers_upgrade = True  # and is parsed once more, without the offer
             return
+        if self.parser.get_http_version() == "1.0":
+            self.expect_100_continue = False
         super().on_headers_complete()
         self.headers = _Sealed(self.headers)
         if self.scope["http_version"] == "1.0" and type(self.cycle) is RequestResponseCycle:

@@ -146,3 +146,13 @@ async def test_a_service_that_never_says_100_continue_gets_the_body_all_the_same
 
     assert upstream.received[0].endswith(b"\r\n\r\nhello")
     assert raw.endswith(b"ok")
+
+
+async def test_a_client_of_http_1_0_gets_no_100_continue() -> None:
+    payload = b"POST /api/x HTTP/1.0\r\nHost: gw\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\nhello"
+    async with RawUpstream() as upstream, serving(gateway_to(upstream.url), StrictHttpProtocol) as port:
+        raw = await talk(port, payload)
+
+    assert upstream.received[0].endswith(b"\r\n\r\nhello")
+    assert parts(raw)[0] == 200
+    assert raw.count(b"HTTP/1.") == 1
