@@ -88,6 +88,8 @@ class InstanceState:
     def health(self) -> Health:
         """The worse of what the registry and our probes say; `unknown` only where neither says anything."""
         registered = self.instance.health
+        if self.verdict == "unknown":  # the usual case: it is not probed
+            return registered
         return self.verdict if _RANKS[self.verdict] > _RANKS[registered] else registered
 
     @property

@@ -150,7 +150,7 @@ class ServiceState:
         """Recompute `candidates` and `next_trial`; called when the list, an ejection or a health changed."""
         everyone = self.instances.value or ()
         candidates = tuple(each for each in _usable(everyone, self.health_required) if not each.ejected_until)
-        waiting = [each.ejected_until for each in everyone if each.may_be_tried]
+        waiting = [each.ejected_until for each in everyone if each.ejected_until and each.may_be_tried]
         for state in self.family:
             state.candidates = candidates
             state.next_trial = min(waiting, default=inf)

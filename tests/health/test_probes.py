@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-import gc
+import asyncio
 import itertools
 import logging
 import random
-import weakref
 
-import anyio
 import pytest
 
-from fastapi_mesh.config.policies import OutlierPolicy, RetryPolicy, ServicePolicy
+from fastapi_mesh.balancing import new_picker
+from fastapi_mesh.config.policies import BalancingPolicy, OutlierPolicy, RetryPolicy, ServicePolicy
 from fastapi_mesh.config.probes import ProbePolicy
+from fastapi_mesh.core.clock import SystemClock
 from fastapi_mesh.core.context import Inbound, current_inbound
 from fastapi_mesh.core.events import (
     CircuitChanged,
+    Event,
     InstanceEjected,
     InstanceHealthChanged,
     InstanceProbed,
     InstancesProbed,
 )
+from fastapi_mesh.core.instance import Instance, InstanceState
+from fastapi_mesh.core.live import Live
+from fastapi_mesh.core.message import Request, Response
+from fastapi_mesh.core.state import ServiceState
+from fastapi_mesh.core.tasks import Supervisor
 from fastapi_mesh.health.probe import FIRST_WITHIN, JITTER, MOST_AT_ONCE, Probes
 from fastapi_mesh.health.verdict import Row, read
 from fastapi_mesh.testing.fake_mesh import FakeMesh
@@ -563,27 +569,57 @@ async def test_a_mesh_that_is_started_again_probes_again() -> None:
         assert len(bench.probed()) == 2
 
 
+class NoJitter(random.Random):
+    """Draws the least, so the first probe is due at once."""
+
+    def uniform(self, a: float, b: float) -> float:
+        return a
+
+
+def followed(
+    *instances: Instance, wire: object, interval: float
+) -> tuple[Probes, Supervisor, ServiceState, list[Event]]:
+    """Probes by themselves, by the clock of the event loop."""
+    events: list[Event] = []
+    supervisor = Supervisor()
+    probes = Probes(wire, supervisor, clock=SystemClock(), observer=events.append, source=NoJitter())  # type: ignore[arg-type]
+    live = Live(tuple(InstanceState(each) for each in instances))
+    state = ServiceState("users", instances=live, picker=new_picker(BalancingPolicy()))
+    probes.follow(state, ProbePolicy(path="/health", interval=interval))
+    return probes, supervisor, state, events
+
+
 async def test_probes_keep_nothing_of_the_request_in_which_a_service_was_called_first() -> None:
-    async with rig(user(1)) as bench:
+    seen: asyncio.Queue[object] = asyncio.Queue()
 
-        class Kept(Inbound):
-            __slots__ = ("__weakref__",)
+    async def wire(request: Request) -> Response:
+        seen.put_nowait(current_inbound.get())
+        return Response.of(200, [], b"")
 
-        kept = [Kept(bench.mesh)]
-        gone = weakref.ref(kept[0])
+    token = current_inbound.set(Inbound(None))
+    try:
+        probes, supervisor, _, _ = followed(user(1), wire=wire, interval=0.01)
+    finally:
+        current_inbound.reset(token)
+    assert [await seen.get() for _ in range(3)] == [None, None, None], "nor does any later timer"
+    probes.forget("users")
+    await supervisor.aclose()
 
-        async def handler() -> None:
-            current_inbound.set(kept[0])
-            bench.mesh.policies.change("users", health_check={"interval": 10.0})
 
-        async with anyio.create_task_group() as group:
-            await bench.use()
-            group.start_soon(handler)
-        await bench.clock.advance(100.0)
-        assert len(bench.probed()) > 2
-        kept.clear()
-        gc.collect()
-        assert gone() is None
+async def test_an_event_loop_or_supervisor_that_ends_is_no_failure_of_an_instance() -> None:
+    begun = asyncio.Event()
+
+    async def wire(request: Request) -> Response:
+        begun.set()
+        return await asyncio.get_running_loop().create_future()
+
+    probes, supervisor, state, events = followed(user(1), user(2), wire=wire, interval=3600.0)
+    await begun.wait()
+    await supervisor.aclose()
+    await asyncio.sleep(0)
+    assert [event for event in events if isinstance(event, InstanceProbed)] == []
+    assert {each.verdict for each in state.instances.value or ()} == {"unknown"}
+    probes.forget("users")
 
 
 @pytest.mark.spec("X-03")
