@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import tomllib
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from fastapi_mesh.config.backends import DiscoveryConfig
+from fastapi_mesh.config.consul import ConsulConfig
 from fastapi_mesh.core.instance import Instance
 from fastapi_mesh.core.tasks import Supervisor
 from fastapi_mesh.discovery.base import KnownService
@@ -17,6 +20,7 @@ from fastapi_mesh.exceptions import ConfigurationError, ServiceDiscoveryError, U
 from fastapi_mesh.testing.clock import FakeClock
 from tests.contracts.backends import Seen
 from tests.discovery.consul_script import Asked, Said, ScriptedConsul, entry
+from tests.docs.snippets import snippets_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -486,3 +490,12 @@ async def test_a_closed_registry_says_so_until_it_is_opened():
     with pytest.raises(ServiceDiscoveryError, match="closed"):
         await anext(registry.watch("web"))
     await registry.open()
+
+
+def test_the_settings_on_its_page_are_settings():
+    page = Path(__file__).resolve().parents[2] / "docs" / "backends" / "consul.md"
+    (settings,) = (tomllib.loads(each.source) for each in snippets_of(page, "toml"))
+    config = DiscoveryConfig(**settings["discovery"])
+
+    assert set(ConsulConfig.model_fields) == set(settings["discovery"]["consul"])
+    assert config.consul.wait == ConsulConfig().wait
