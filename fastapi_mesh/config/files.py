@@ -10,11 +10,16 @@ from fastapi_mesh.config.layers import SettingsLayer
 from fastapi_mesh.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from os import PathLike
 
     from fastapi_mesh.config.problems import Location
 
+    _Reader = Callable[[str], tuple[dict[str, Any], dict[Location, int]]]
+
 PYPROJECT_TABLE = ("tool", "fastapi-mesh")
+MAX_YAML = 500_000
+"""Keys and list elements of a YAML document, so that a few lines of aliases can't stand for millions."""
 
 
 def read_file(file: str | PathLike[str], source: str = "") -> SettingsLayer:
@@ -34,7 +39,7 @@ def read_text(text: str, name: str, source: str) -> SettingsLayer:
     """
     reader = _READERS.get(Path(name).suffix.lower(), _json)
     try:
-        data, lines = reader(text)
+        data, lines = _parsed(reader, text)
     except _FileProblem as problem:
         raise ConfigurationError(f"{source}: {problem}", source=source) from problem.__cause__
     origins = {(key,): source for key in data}
@@ -53,7 +58,7 @@ def _read(path: Path) -> SettingsLayer:
         raise _FileProblem(f"can't be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise _FileProblem("is not UTF-8") from error
-    data, lines = reader(text)
+    data, lines = _parsed(reader, text)
     if path.name == "pyproject.toml":
         data, lines = _table_of_pyproject(data, lines)
     return SettingsLayer(data, {place: f"line {number}" for place, number in lines.items()})
@@ -61,6 +66,14 @@ def _read(path: Path) -> SettingsLayer:
 
 class _FileProblem(Exception):
     """Why a file can't be read as settings."""
+
+
+def _parsed(reader: _Reader, text: str) -> tuple[dict[str, Any], dict[Location, int]]:
+    """What `reader` makes of `text`, whatever is in it."""
+    try:
+        return reader(text)
+    except RecursionError:
+        raise _FileProblem("is nested too deeply") from None
 
 
 def _table_of_pyproject(data: dict[str, Any], lines: dict[Location, int]) -> tuple[dict[str, Any], dict[Location, int]]:
@@ -126,9 +139,13 @@ def _yaml(text: str) -> tuple[dict[str, Any], dict[Location, int]]:
 
 
 def _yaml_lines(yaml: Any, node: Any, place: Location, lines: dict[Location, int]) -> None:
-    """Note the line of every key and list element below `node`."""
+    """Note the line of every key and list element below `node`; what aliases stand for counts each time."""
+    if len(lines) > MAX_YAML:
+        raise _FileProblem(f"has more than {MAX_YAML} settings, counting what its aliases stand for each time")
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise _FileProblem(f"has a key that is a list or a table (line {key.start_mark.line + 1})")
             below = (*place, key.value)
             if below in lines:
                 raise _FileProblem(f"has the key {key.value!r} twice in a table (line {key.start_mark.line + 1})")

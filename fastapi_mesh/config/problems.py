@@ -28,6 +28,8 @@ Location = tuple[str | int, ...]
 
 _SECRET = re.compile(r"secret|password|passwd|token|key|credential", re.IGNORECASE)
 _PLAIN = re.compile(r"[\w-]+", re.ASCII)
+_MEMBER = re.compile(r"literal\[|function-\w+\[|constrained-|is-instance\[")
+"""What the names of a union's members begin with that pydantic makes up."""
 _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|sec|m|min|h)\s*")
 _SECONDS_IN = {"ms": 0.001, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 _LIMITS = {
@@ -116,14 +118,41 @@ def line(location: Location, text: str, source: str = "") -> str:
 def texts_of(error: ValidationError, model: type[object]) -> list[tuple[Location, str]]:
     """The place and text of each problem; an error that is a `Problems` holds several."""
     texts: list[tuple[Location, str]] = []
-    for problem in error.errors(include_url=False):
-        location: Location = tuple(step for step in problem["loc"] if step != "[key]")
+    problems = [(_place(problem, model), problem) for problem in error.errors(include_url=False)]
+    for location, problem in problems:
+        if problem["type"] == "literal_error" and _is_said_better(location, problem, problems):
+            continue
         cause = problem.get("ctx", {}).get("error")
         if isinstance(cause, Problems):
             texts += [((*location, *below), text) for below, text in cause.problems]
         else:
             texts.append((location, _text(problem, location, model)))
     return texts
+
+
+def _place(problem: ErrorDetails, model: type[object]) -> Location:
+    """Where it is, without the names that pydantic gives to the members of a union."""
+    found, place = _flatten(model, []), list[str | int]()
+    steps = [step for step in problem["loc"] if step != "[key]"]
+    for index, step in enumerate(steps):
+        below = [each for annotation, _ in found for each in _below(annotation, step)]
+        names = {getattr(annotation, "__name__", "") for annotation, _ in found}
+        is_key = problem["type"] in ("extra_forbidden", "missing") and index == len(steps) - 1
+        if not below and not is_key and isinstance(step, str) and (step in names or _MEMBER.match(step)):
+            continue
+        place.append(step)
+        found = below
+    return tuple(place)
+
+
+def _is_said_better(
+    location: Location, problem: ErrorDetails, problems: Sequence[tuple[Location, ErrorDetails]]
+) -> bool:
+    """Whether another member of a union says what is wrong at a place, where "it is not false" helps nobody."""
+    return any(
+        other is not problem and place[: len(location)] == location and len(problem["loc"]) > len(location)
+        for place, other in problems
+    )
 
 
 def _text(problem: ErrorDetails, location: Location, model: type[object]) -> str:
