@@ -173,6 +173,25 @@ async def test_whatever_an_instance_sends_is_judged_and_leaves_no_connection(raw
             await seen.wait(users_1=health)
 
 
+@pytest.mark.spec("X-03")
+async def test_an_answer_that_stops_in_the_middle_is_given_up_with_its_connection() -> None:
+    closed = asyncio.Event()
+
+    async def stop_in_the_middle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{")
+        await reader.read()
+        closed.set()
+        writer.close()
+
+    async with listening(stop_in_the_middle) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with calling(url, QUICK.model_copy(update={"fall": 1})) as (_, seen):
+            await seen.wait(users_1="unhealthy")
+            with anyio.fail_after(20):
+                await closed.wait()
+
+
 @pytest.mark.spec("X-03", "S-111")
 async def test_a_node_that_calls_itself_degraded_gets_half_the_calls() -> None:
     said = {"status": "degraded", "checks": {"cache": "warn"}}
