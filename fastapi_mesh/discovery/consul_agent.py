@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("fastapi_mesh.discovery.consul")
 
 VISIBLE = 2.0
-"""Seconds for which a change waits until the catalog shows it; an agent tells its servers in its own time."""
+"""Seconds for which registering (half of them: leaving) waits until the catalog shows it; an agent tells its servers
+in its own time."""
 
 
 class ConsulAgent:
@@ -58,16 +60,17 @@ class ConsulAgent:
         """Wait until others see the change; a catalog that can't be asked is not waited for."""
         path = f"/v1/catalog/service/{segment(str(body['Name']))}"
         wanted = (("filter", f'ServiceID == "{body["ID"]}"'),)
-        end, pause = self._clock.now() + VISIBLE, 0.005
+        pause = 0.005
         try:
-            while self._clock.now() < end:
-                answer = await self._api.read(path, wanted)
-                if answer.content is not None and bool(decoded(answer.content, path)) == present:
-                    return
-                await self._clock.sleep(pause)
-                pause = min(2 * pause, 0.25)
-        except ConsulError as error:
-            logger.debug("the catalog can't be asked for %s: %s", body["ID"], error)
+            async with asyncio.timeout(VISIBLE if present else VISIBLE / 2):
+                while True:
+                    answer = await self._api.read(path, wanted)
+                    if answer.content is not None and bool(decoded(answer.content, path)) == present:
+                        return
+                    await self._clock.sleep(pause)
+                    pause = min(2 * pause, 0.25)
+        except (ConsulError, TimeoutError) as error:
+            logger.debug("the catalog does not show what became of %s yet: %s", body["ID"], error)
 
 
 class ConsulRegistration:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack
 
 import pytest
 
+from fastapi_mesh import ServiceMesh
 from fastapi_mesh.config.servers import ServerSettings
 from fastapi_mesh.configstore.consul import MAX_VALUE, ConsulStore
 from fastapi_mesh.exceptions import ConfigStoreError
@@ -93,3 +94,29 @@ async def test_keys_beyond_the_blocking_queries_are_watched_too(store_of: Maker,
             await each.until(lambda texts, number=number: texts[-1] == str(number))  # type: ignore[misc]  # on purpose
         assert store.statistics() == {"watches": 5, "blocking": 2}
     assert store.statistics() == {"watches": 0, "blocking": 0}
+
+
+async def test_a_mesh_on_consul_has_its_configuration_from_there_live(consul_server: ConsulServer) -> None:
+    path = "/v1/kv/fastapi-mesh/production/config/database"
+    consul_server.call("PUT", path, b'{"pool_size": 5}')
+    heard: asyncio.Queue[object] = asyncio.Queue()
+    mesh = ServiceMesh(
+        "config-user",
+        namespace="production",
+        discovery_backend="consul",
+        discovery_config={"host": "127.0.0.1", "port": consul_server.port},
+    )
+
+    @mesh.watch_config("database")
+    async def changed(config: Mapping[str, object]) -> None:
+        heard.put_nowait(config["pool_size"])
+
+    async with mesh:
+        config = await mesh.get_config("database")
+        assert config.get("pool_size", 20) == 5
+        async with asyncio.timeout(20):
+            while await heard.get() != 5:
+                continue
+            consul_server.call("PUT", path, b'{"pool_size": 9}')
+            while await heard.get() != 9:
+                continue
