@@ -11,11 +11,46 @@ if TYPE_CHECKING:
 
     from fastapi_mesh.core.message import Header
 
-_CONTROL, _PRAGMA, _RANGE, _IF_RANGE, _NONE_MATCH, _SINCE, _BYPASS, _HOST, _PREFIX, AUTHORIZATION, CREDENTIAL = range(
-    11
-)
+(
+    _CONTROL,
+    _PRAGMA,
+    _RANGE,
+    _IF_RANGE,
+    _NONE_MATCH,
+    _SINCE,
+    _BYPASS,
+    _HOST,
+    _PREFIX,
+    AUTHORIZATION,
+    CREDENTIAL,
+    _KEYED,
+) = range(12)
 
-_KINDS: Mapping[bytes, int] = {
+KEYED = frozenset(
+    {
+        b"front-end-https",
+        b"x-envoy-original-path",
+        b"x-forwarded-method",
+        b"x-forwarded-path",
+        b"x-forwarded-port",
+        b"x-forwarded-protocol",
+        b"x-forwarded-scheme",
+        b"x-forwarded-server",
+        b"x-forwarded-ssl",
+        b"x-forwarded-uri",
+        b"x-host",
+        b"x-http-host-override",
+        b"x-mesh-shadow",
+        b"x-original-host",
+        b"x-original-method",
+        b"x-url-scheme",
+    }
+)
+"""What frameworks make URLs, redirects and choices of. Proxies in front set some of them on every request, so they are
+part of the key instead of a reason to bypass: an answer that one of them was planted in is found by the same one only.
+"""
+
+_KINDS: dict[bytes, int] = {
     b"cache-control": _CONTROL,
     b"pragma": _PRAGMA,
     b"range": _RANGE,
@@ -35,6 +70,7 @@ _KINDS: Mapping[bytes, int] = {
     b"x-original-url": _BYPASS,
     b"x-rewrite-url": _BYPASS,
 }
+_KINDS |= dict.fromkeys(KEYED, _KEYED)
 _NO_CACHE = cache_control([b"no-cache"])
 
 
@@ -48,7 +84,8 @@ class Asked:
     """`credentials` are all headers that say who asks, in order; `authorization` whether Authorization is one of them.
 
     `conditional` says whether the client validates something of its own, `host` and `prefix` what the service is told
-    that the client used. `bypass` names what makes the request none for the cache, "" for nothing.
+    that the client used, `keyed` what else is part of the key. `bypass` names what makes the request none for the
+    cache, "" for nothing.
     """
 
     __slots__ = (
@@ -58,6 +95,7 @@ class Asked:
         "credentials",
         "host",
         "if_range",
+        "keyed",
         "none_match",
         "prefix",
         "range",
@@ -71,6 +109,7 @@ class Asked:
         self.credentials: list[bytes] | None = None
         self.host = b""
         self.if_range: bytes | None = None
+        self.keyed: list[bytes] | None = None
         self.none_match: list[bytes] | None = None
         self.prefix = b""
         self.range: bytes | None = None
@@ -101,6 +140,8 @@ class Asked:
                 self.if_range = value
             elif kind == _PREFIX:
                 self.prefix = value
+            elif kind == _KEYED:
+                self.keyed = [*(self.keyed or ()), header[0], value]
             else:
                 self.bypass = header[0].decode("latin-1")
         if obeys and control is not None:

@@ -65,6 +65,10 @@ class Entry:
         return self.initial_age + max(0.0, now - self.received)
 
 
+GARBAGE = (ValueError, TypeError, AttributeError, OverflowError, RecursionError)
+"""What reading JSON raises that somebody else has written: endless nesting, infinity for a number..."""
+
+
 class DamagedError(ValueError):
     """Bytes that are no entry, or not one of this version."""
 
@@ -115,7 +119,7 @@ def decode(data: bytes) -> Entry:
             keep=float(keep),
             version=str(version),
         )
-    except (ValueError, TypeError, AttributeError) as error:
+    except GARBAGE as error:
         raise DamagedError(f"not a stored response: {error}") from error
     text = b"".join([part for header in entry.headers for part in header])
     if len(entry.body) != length or not 200 <= entry.status <= 599 or set(b"\r\n\0") & set(text):

@@ -58,6 +58,8 @@ def key_of(request: Exchange, asked: Asked, mark: bytes) -> Key:
     path = request.path + b"?" + query if query else request.path
     host = asked.host or request.host
     place = b"%b%b%b%b %b%b" % (origin, host.lower(), asked.prefix, path, request.service.encode(), mark)
+    if asked.keyed is not None:
+        place += b" " + sha256(_joined(asked.keyed)).hexdigest().encode()
     if request.principal is None and asked.credentials is None:
         own = NOBODY
     else:
@@ -77,9 +79,13 @@ def _fingerprint(principal: Principal | None, credentials: list[bytes]) -> bytes
             digest.update(json.dumps(claims, sort_keys=True, default=str).encode())
         for text in (principal.key, *sorted(principal.scopes), "", *sorted(principal.roles), ""):
             digest.update(b"%d:" % len(text) + text.encode("utf-8", "surrogatepass"))
-    for part in credentials:
-        digest.update(b"%d;" % len(part) + part)
+    digest.update(_joined(credentials))
     return digest.digest()
+
+
+def _joined(parts: list[bytes]) -> bytes:
+    """Different for different lists."""
+    return b"".join([b"%d;" % len(part) + part for part in parts])
 
 
 Kind = Literal["all", "route", "path", "prefix", "key"]

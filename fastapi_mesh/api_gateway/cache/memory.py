@@ -83,7 +83,7 @@ class MemoryStore:
         if shelf is None:
             shelf = Shelf(key)
             self._paths.setdefault(key.path, set()).add(place)
-            self._bytes += _PER_SHELF + len(key.place)
+            self._bytes += _size_of(key)
         self._shelves[place] = shelf
         for old in [old for old in shelf.entries if old.selectors == entry.selectors]:
             self._take_out(shelf, old)
@@ -150,9 +150,14 @@ class MemoryStore:
 
     def _drop_shelf(self, place: tuple[bytes, bytes]) -> None:
         shelf = self._shelves.pop(place)
-        self._bytes -= _PER_SHELF + len(place[0]) + sum(entry.size for entry in shelf.entries)
+        self._bytes -= _size_of(shelf.key) + sum(entry.size for entry in shelf.entries)
         places = self._paths.get(shelf.key.path)
         if places is not None:
             places.discard(place)
             if not places:
                 del self._paths[shelf.key.path]
+
+
+def _size_of(key: Key) -> int:
+    """Bytes of a shelf without its answers."""
+    return _PER_SHELF + len(key.place) + len(key.path)

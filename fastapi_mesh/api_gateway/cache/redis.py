@@ -21,7 +21,7 @@ try:
 except ImportError as missing:  # aiocache is there, so it is redis-py that is not
     raise ImportError("a cache in Redis needs its client: pip install 'fastapi-mesh[redis]'") from missing
 
-from fastapi_mesh.api_gateway.cache.entry import DamagedError, Entry, decode, encode
+from fastapi_mesh.api_gateway.cache.entry import GARBAGE, DamagedError, Entry, decode, encode
 from fastapi_mesh.api_gateway.cache.key import Scope
 from fastapi_mesh.api_gateway.cache.store import RETENTION, Found
 from fastapi_mesh.config.edge.redis import redis_address
@@ -270,7 +270,7 @@ def _variants(data: bytes | None) -> list[tuple[float, Selectors]]:
             )
             for received, wanted in json.loads(data or b"[]")
         ]
-    except (ValueError, TypeError, AttributeError):
+    except GARBAGE:
         return []
 
 
@@ -291,7 +291,7 @@ def _purges(data: bytes | None) -> list[tuple[Scope, str]]:
         return [
             (Scope(_kind(kind), value.encode("latin-1")), str(mark)) for kind, value, mark in json.loads(data or b"[]")
         ]
-    except (ValueError, TypeError, AttributeError):
+    except GARBAGE:
         return []
 
 

@@ -485,6 +485,20 @@ async def test_requests_that_mean_something_else_bypass_the_cache(header: str) -
     assert bypassing.body == b"3"
 
 
+@pytest.mark.parametrize(
+    "name", ["X-Forwarded-Port", "X-Forwarded-Scheme", "X-Host", "X-Original-Host", "X-Mesh-Shadow"]
+)
+async def test_headers_that_frameworks_make_urls_of_plant_nothing_for_others(name: str) -> None:
+    async with Stage(numbered("Cache-Control: public, max-age=60")) as stage:
+        planted = await stage.get("/a", f"{name}: evil")
+        plain = await stage.get("/a")
+        again = [(await stage.get("/a", f"{name}: evil")).body, (await stage.get("/a")).body]
+        other = await stage.get("/a", f"{name}: other")
+
+    assert [planted.body, plain.body, other.body] == [b"1", b"2", b"3"]
+    assert again == [b"1", b"2"], "a proxy in front that says the same each time doesn't switch the cache off"
+
+
 async def test_a_get_with_a_body_bypasses_the_cache() -> None:
     async with Stage(numbered("Cache-Control: max-age=60")) as stage:
         await stage.get()

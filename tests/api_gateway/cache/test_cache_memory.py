@@ -85,6 +85,23 @@ async def test_many_clients_and_paths_never_take_more_than_the_bound() -> None:
     assert used < bound * 1.25
 
 
+async def test_long_paths_never_take_more_than_the_bound() -> None:
+    bound = 4_000_000
+    store = MemoryStore(bound)
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for number in range(400):
+            path = b"/%d" % number + b"p" * 30_000
+            await store.put(Key(b"http://gw" + path, path, "/*", NOBODY), entry(b""))
+        used = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+
+    assert store.statistics()["entries"] > 50
+    assert used < bound * 1.25
+
+
 async def test_bytes_are_given_back_for_all_that_goes() -> None:
     store = MemoryStore(1_000_000)
     first, second = entry(b"1"), entry(b"2", received=5.0)
@@ -125,6 +142,10 @@ def test_an_entry_survives_its_form_as_bytes() -> None:
     assert decode(encode(original)) == original
 
 
+def encode_head(head: bytes) -> bytes:
+    return b"fmc1" + len(head).to_bytes(4, "big") + head
+
+
 def test_what_is_no_entry_is_refused_and_never_run() -> None:
     whole = encode(entry(b"body"))
     damaged = [b"", b"fmc1", b"nope" + whole[4:], whole[:20], whole[:-1], whole + b"x", b"\x80\x04]."]
@@ -133,6 +154,7 @@ def test_what_is_no_entry_is_refused_and_never_run() -> None:
         whole.replace(b"text/plain", b"text\\r\\nx: "),
         whole.replace(b"[[", b"[7,["),
     ]
+    damaged += [whole.replace(b"[200", b"[Infinity"), encode_head(b"[" * 200_000), whole.replace(b"60.0", b"1" * 400)]
     damaged += [b"fmc1" + (2).to_bytes(4, "big") + b"{}", b"fmc1\xff\xff\xff\xff" + whole[8:]]
 
     for data in damaged:
