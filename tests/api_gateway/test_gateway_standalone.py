@@ -215,7 +215,7 @@ async def test_an_idle_connection_is_closed_after_the_keepalive_timeout() -> Non
 
         assert await reader.read() == b""
 
-        assert 0.15 < time.monotonic() - began < 2
+        assert 0.15 < time.monotonic() - began < 4  # by default it is kept for longer
         writer.close()
 
 

@@ -167,7 +167,7 @@ async def test_it_waits_until_the_process_listens(elsewhere):
     assert not waiting.done()
 
     with listening() as port:
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(15):
             assert await waiting == ("127.0.0.1", port)
 
 
@@ -182,7 +182,7 @@ async def test_it_waits_until_the_port_accepts():
         assert not waiting.done()
 
     with listening(port=port):
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(15):
             assert await waiting == "127.0.0.1"
 
 
@@ -197,7 +197,7 @@ async def test_the_route_to_a_host_gives_the_address_of_our_interface():
     assert await routed_address("127.0.0.1") == "127.0.0.1"
     assert await routed_address("::1", 8500) == "::1"
     assert await routed_address("localhost") in ("127.0.0.1", "::1")
-    assert time.monotonic() - started < 1.0
+    assert time.monotonic() - started < 4, "no resolver was asked"
 
 
 async def test_a_host_without_a_name_or_a_route_is_an_error():

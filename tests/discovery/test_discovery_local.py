@@ -525,7 +525,7 @@ async def test_a_locked_file_is_a_failure_that_passes(registry_at):
         connection.execute("BEGIN IMMEDIATE")
         reading = time.monotonic()
         assert ids(await registry_at().instances()) == ["users-1"]
-        assert time.monotonic() - reading < 1.0, "a writer does not hold up readers"
+        assert time.monotonic() - reading < 1.9, "a writer does not hold up readers"
 
         with pytest.raises(ServiceDiscoveryError, match="is locked by another process"):
             await registration.beat()

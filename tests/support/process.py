@@ -71,7 +71,7 @@ def listening_ports(pid: int) -> set[int]:
     return ports
 
 
-async def until(condition: Callable[[], Awaitable[bool]], what: str, timeout: float = 20.0) -> None:
+async def until(condition: Callable[[], Awaitable[bool]], what: str, timeout: float = 40.0) -> None:
     """Wait until `condition` holds; for what another process does in its own time, such as registering."""
     end = time.monotonic() + timeout
     while not await condition():
@@ -120,21 +120,21 @@ class ChildProcess:
     def log(self) -> str:
         return self.log_path.read_text(errors="replace")
 
-    def wait_ready(self, ready: re.Pattern[str] = READY, timeout: float = 30.0) -> Self:
+    def wait_ready(self, ready: re.Pattern[str] = READY, timeout: float = 60.0) -> Self:
         """Wait until the log says so; a line of our own child's log proves that it is the one on the port."""
         end = time.monotonic() + timeout
         while not self._is_ready(ready, end):
             time.sleep(0.02)
         return self
 
-    async def ready(self, ready: re.Pattern[str] = READY, timeout: float = 30.0) -> Self:
+    async def ready(self, ready: re.Pattern[str] = READY, timeout: float = 60.0) -> Self:
         """The same from an event loop that has to go on meanwhile."""
         end = time.monotonic() + timeout
         while not self._is_ready(ready, end):  # noqa: ASYNC110 - another process can't set an event of ours
             await asyncio.sleep(0.02)
         return self
 
-    def wait_listening(self, timeout: float = 30.0) -> Self:
+    def wait_listening(self, timeout: float = 60.0) -> Self:
         """Wait until this very child (or one of its own) listens on its port; for programs that log no such line."""
         end = time.monotonic() + timeout
         while not any(self.port in listening_ports(pid) for pid in process_tree(self.pid)):
@@ -160,17 +160,17 @@ class ChildProcess:
         self._process.kill()
         self._process.wait()
 
-    def wait(self, timeout: float = 30.0) -> int:
+    def wait(self, timeout: float = 60.0) -> int:
         """Wait for its end and return the exit code."""
         return self._process.wait(timeout)
 
-    def stop(self, timeout: float = 15.0) -> int:
+    def stop(self, timeout: float = 30.0) -> int:
         """End it politely (SIGTERM) and return the exit code; a child that doesn't end in time is killed, and fails."""
         if self.returncode is None:
             self.signal(signal.SIGTERM)
         return self.ended(timeout)
 
-    def ended(self, timeout: float = 15.0) -> int:
+    def ended(self, timeout: float = 30.0) -> int:
         """Wait for the end of a child that was told to end; see `stop`."""
         try:
             return self.wait(timeout)

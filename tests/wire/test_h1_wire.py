@@ -662,7 +662,7 @@ async def test_closing_the_wire_ends_an_attempt_to_connect():
         call = start(wire(make_request(make_context(make_instance(full.getsockname()[1])))))
         await asyncio.sleep(0.01)
 
-        await asyncio.wait_for(wire.aclose(), 1)
+        await asyncio.wait_for(wire.aclose(), 5)
 
         with pytest.raises(UpstreamConnectionError):
             await call

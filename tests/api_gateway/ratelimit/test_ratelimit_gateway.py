@@ -136,7 +136,7 @@ async def test_redis_killed_and_back(redis_server: RedisServer) -> None:
         redis_server.kill()
         started = time.perf_counter()
         assert await statuses(port, 30) == {200: 30}
-        assert time.perf_counter() - started < 2
+        assert time.perf_counter() - started < 15  # a timeout each would be sixty
         metrics = (await ask(port, "/metrics")).decode()
         assert 'gateway_rate_limit_failures_total{outcome="open"} 30.0' in metrics
 

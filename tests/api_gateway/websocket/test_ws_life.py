@@ -51,7 +51,7 @@ async def test_a_signal_closes_all_with_1012_on_both_sides(target: str, ws: str,
             assert (await closed(second))[0] == 1012
             await until(lambda: len(service.closes) == 2, "the service has heard of both")
             assert [code for code, _ in service.closes] == [1012, 1012]
-        assert await asyncio.to_thread(child.ended, 5) in (0, -signal.SIGTERM)
+        assert await asyncio.to_thread(child.ended) in (0, -signal.SIGTERM)
 
 
 @pytest.mark.spec("X-50")
@@ -65,7 +65,7 @@ async def test_a_gateway_that_serves_by_itself_closes_all_with_1012(processes: P
             child.signal(signal.SIGTERM)
             assert (await closed(client))[0] == 1012
             await until(lambda: [code for code, _ in service.closes] == [1012], "the service has heard of it")
-        assert await asyncio.to_thread(child.ended, 5) in (0, -signal.SIGTERM)
+        assert await asyncio.to_thread(child.ended) in (0, -signal.SIGTERM)
 
 
 @pytest.mark.spec("X-23")
