@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import uvicorn
 
+from fastapi_mesh.api_gateway.joined import JoinedTransport
 from fastapi_mesh.api_gateway.strict import StrictHttpProtocol
 from fastapi_mesh.core.problem import document
 
@@ -65,6 +66,7 @@ class GatewayProtocol(StrictHttpProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as in uvicorn
         super().connection_made(transport)
         limits = self.limits
+        self._joined = JoinedTransport(transport, self.loop)
         self._whole = limits.max_head
         if limits.connections is not None and len(self.connections) > limits.connections:
             self.app = self._busy
@@ -90,6 +92,15 @@ class GatewayProtocol(StrictHttpProtocol):
                 self._stop_timer()
         elif not self._has_ended():
             self._take_unfinished(len(data))
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        if (cycle := self.cycle) is not None:
+            cycle.transport = self._joined  # type: ignore[assignment] # all that a cycle needs of one
+
+    def on_response_complete(self) -> None:
+        self._joined.flush()  # the answer to HEAD
+        super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:
         self._answer(400, "this is not a valid HTTP/1.1 request")

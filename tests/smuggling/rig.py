@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
@@ -20,8 +21,11 @@ from tests.smuggling.cases import Case, Sent
 if TYPE_CHECKING:
     from fastapi_mesh.core.instance import Message, Receive, Send
 
-QUIET, TIMES = 0.08, 3
-"""Seconds without a byte, so many times in a row, after which a client takes it that the server waits for more."""
+QUIET = 0.08
+TIMES = 3 + int(os.getloadavg()[0])
+"""Seconds without a byte, so many times in a row, after which a client takes it that the server waits for more. All run
+in this process, so it takes longer only where the process doesn't get to run.
+"""
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 PROTOCOLS = {"standalone": new_protocol(Limits(None, 65_536, 30.0, lambda status, reason: None))}
 """Servers that are no part of uvicorn: what a gateway uses that is a process of its own."""
