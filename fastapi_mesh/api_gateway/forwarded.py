@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from fastapi_mesh.api_gateway.headers import FOR_SERVICES, RELATED
 from fastapi_mesh.api_gateway.nodes import address_of, read_forwarded
+from fastapi_mesh.config.fields import UNIX
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -43,14 +44,14 @@ class _Peer:
 
     __slots__ = ("address", "for_header", "node", "trusted")
 
-    def __init__(self, text: str | None, networks: tuple[object, ...]) -> None:
-        self.trusted = False
+    def __init__(self, text: str | None, networks: tuple[object, ...], *, trusts_unix: bool) -> None:
+        self.trusted = trusts_unix and text is None
         self.node = b"for=unknown"
         self.address = b""
         try:
             address = ip_address(address_of(text or ""))
         except ValueError:
-            pass  # a Unix socket, or a test client: nobody's address, so nothing to forward or to trust
+            pass  # a Unix socket, or a test client: nobody's address, so nothing to forward
         else:
             if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
                 address = address.ipv4_mapped
@@ -96,9 +97,11 @@ class Origin:
 
 
 class Forwarding:
-    """Appends the forwarding headers. `trusted_proxies` are addresses or CIDR networks; none is trusted by default."""
+    """Appends the forwarding headers. `trusted_proxies` are addresses, CIDR networks or "unix"; none is trusted
+    by default.
+    """
 
-    __slots__ = ("_networks", "_peers", "_via", "_warned", "via")
+    __slots__ = ("_networks", "_peers", "_trusts_unix", "_via", "_warned", "via")
 
     def __init__(self, trusted_proxies: Iterable[str] = (), via: str = "fastapi-mesh") -> None:
         self._warned = False
@@ -106,7 +109,9 @@ class Forwarding:
 
     def configure(self, trusted_proxies: Iterable[str], via: str) -> None:
         """Change what it was made with, for requests from now on."""
-        self._networks = tuple(ip_network(each) for each in trusted_proxies)
+        listed = tuple(trusted_proxies)
+        self._trusts_unix = UNIX in listed
+        self._networks = tuple(ip_network(each) for each in listed if each != UNIX)
         self._peers: dict[str | None, _Peer] = {}
         self._via = {version: (b"via", f"{version} {via}".encode()) for version in ("1.0", "1.1", "2", "2.0", "3")}
         self.via = self._via["1.1"]
@@ -157,7 +162,7 @@ class Forwarding:
     def _new_peer(self, name: str | None) -> _Peer:
         if len(self._peers) >= _MAX_PEERS:
             self._peers.clear()
-        peer = _Peer(name, self._networks)
+        peer = _Peer(name, self._networks, trusts_unix=self._trusts_unix)
         if name is None or len(name) <= _LONGEST:
             self._peers[name] = peer
         return peer
@@ -176,6 +181,10 @@ def _believed(said: dict[bytes, bytes], proto: bytes) -> tuple[bytes | None, byt
 
 def _append_said(headers: list[Header], said: dict[bytes, bytes], peer: _Peer, element: bytes) -> None:
     chain = said.get(b"x-forwarded-for")
-    headers.append((b"x-forwarded-for", chain + b", " + peer.address) if chain else peer.for_header)
+    if not peer.address:  # a proxy over a Unix socket, which there is nothing to say of
+        if chain:
+            headers.append((b"x-forwarded-for", chain))
+    else:
+        headers.append((b"x-forwarded-for", chain + b", " + peer.address) if chain else peer.for_header)
     earlier = said.get(b"forwarded")
     headers.append((b"forwarded", earlier + b", " + element if earlier else element))

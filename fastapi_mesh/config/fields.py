@@ -169,6 +169,13 @@ def _network(value: str) -> str:
     raise ValueError(f"{value!r} has bits set outside of its mask - did you mean '{whole}'?")
 
 
+def _proxy(value: str) -> str:
+    return value if value == UNIX else _network(value)
+
+
+UNIX = "unix"
+"""Whoever connects over a Unix socket, and so has no address."""
+
 ServiceName = Annotated[str, AfterValidator(_service_name)]
 HttpPath = Annotated[str, AfterValidator(_http_path)]
 Host = Annotated[str, AfterValidator(_host)]
@@ -177,6 +184,8 @@ InstanceUrl = Annotated[str, AfterValidator(_instance_url)]
 """`http://host:port/base`, also https, h2, h2c; without a scheme it is http. Becomes the full URL."""
 Network = Annotated[str, AfterValidator(_network)]
 """An IP address or network; becomes its CIDR form."""
+Proxy = Annotated[str, AfterValidator(_proxy)]
+"""A Network, or UNIX."""
 
 
 def _one_or_many(value: object) -> object:

@@ -19,11 +19,11 @@ from fastapi_mesh.config.fields import (
     Factor,
     Frozen,
     InstanceUrls,
-    Network,
     NotBool,
     OneOrMany,
     Port,
     Problems,
+    Proxy,
     Seconds,
     ServiceName,
     Token,
@@ -161,8 +161,10 @@ class GatewayConfig(Listener):
     retry_backoff: Factor = Field(
         default=2.0, description="Growth of the wait between attempts; the first is 0.1 s, all with full jitter."
     )
-    trusted_proxies: Annotated[tuple[Network, ...], OneOrMany] = Field(
-        default=(), description="Addresses or networks whose forwarding headers are believed; none by default."
+    trusted_proxies: Annotated[tuple[Proxy, ...], OneOrMany] = Field(
+        default=(),
+        description="Addresses or networks whose forwarding headers are believed; 'unix' is whoever connects over a "
+        "Unix socket. None by default.",
     )
     via: Token = Field(default="fastapi-mesh", description="The name of this gateway in the Via header.")
     enable_metrics: bool = Field(default=True, description="Count requests and answer /metrics.")

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from fastapi_mesh.api_gateway.forwarded import Forwarding
 from fastapi_mesh.api_gateway.headers import RequestNames, read_request
 from fastapi_mesh.api_gateway.nodes import address_of, read_forwarded
+from fastapi_mesh.config.gateway import GatewayConfig
 from fastapi_mesh.exceptions import InvalidRequestError
 
 pytestmark = pytest.mark.spec("X-22", "B14")
@@ -91,6 +92,24 @@ def test_what_else_says_something_of_a_client_passes_from_a_trusted_proxy_only()
     assert head.headers == [(b"host", b"gw")], "and they go no other way"
     with pytest.raises(InvalidRequestError, match="x_real_ip"):
         read_request([(b"host", b"gw"), (b"x_real_ip", b"6.6.6.6")], "1.1", RequestNames())
+
+
+def test_a_proxy_on_a_unix_socket_is_trusted_by_that_word_only() -> None:
+    forwarding = Forwarding(["10.0.0.0/8", "unix"])
+
+    trusted, added = forwarded(forwarding, None, (b"x-forwarded-for", b"6.6.6.6, 10.0.0.3"), LIES[2])
+    nothing_said, alone = forwarded(forwarding, None, (b"x-forwarded-proto", b"https"))
+    others = [forwarded(Forwarding(["0.0.0.0/0", "::/0"]), None, *LIES), forwarded(forwarding, "testclient", *LIES)]
+
+    assert trusted
+    assert nothing_said
+    assert added[b"x-forwarded-for"] == b"6.6.6.6, 10.0.0.3"
+    assert (added[b"x-forwarded-proto"], alone[b"x-forwarded-proto"]) == (b"https", b"https")
+    assert b"x-forwarded-for" not in alone
+    assert not any(believed for believed, _ in others)
+    head = read_request([(b"host", b"gw"), (b"x-forwarded-for", b"6.6.6.6, 10.0.0.3")], "1.1", RequestNames())
+    assert forwarding.append(head, {"client": None, "scheme": "http", "http_version": "1.1"}, b"").address == "6.6.6.6"
+    assert GatewayConfig(trusted_proxies=["unix"]).trusted_proxies == ("unix",)
 
 
 @pytest.mark.parametrize("name", [b"x-envoy-expected-rq-timeout-ms", b"grpc-timeout", b"x-mesh-shadow"])
