@@ -19,7 +19,7 @@ LONG, TOO_LONG = 300, 600
 TEST_TOOLS = ("pytest>=9", "hypothesis>=6.150", "trustme>=1.2", "pytest-xdist>=3.8", "pytest-cov>=7", "wsproto")
 SERVERS_TO_RUN_ON = ("hypercorn>=0.17", "zttp")
 """ASGI servers, and parsers of uvicorn, beside those that the extras bring: each passes on requests differently."""
-EXTRAS = ".[cli,redis,kubernetes,http2,ws,yaml,otel,transform]"
+EXTRAS = ".[cli,redis,kubernetes,dns,http2,ws,yaml,otel,transform]"
 """The package with all that its tests and its types need."""
 LINT_TOOLS = ("ruff==0.17.6", "import-linter>=2.5,<3")
 TYPE_TOOLS = ("mypy==2.4.1",)

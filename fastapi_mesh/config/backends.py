@@ -10,12 +10,10 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from fastapi_mesh.config.fields import Problems, Seconds, shown
-from fastapi_mesh.config.later import not_yet
 from fastapi_mesh.config.problems import suggestion
 from fastapi_mesh.config.servers import ServerSettings
 
 BACKENDS = ("local", "static", "memory", "consul", "etcd", "kubernetes", "dns")
-LATER_BACKENDS: tuple[str, ...] = ("dns",)
 ENTRY_POINTS = "fastapi_mesh.discovery"
 """The group of entry points under which other packages offer backends."""
 
@@ -23,8 +21,6 @@ Plain = str | int | float | bool | None
 
 
 def _backend(name: str) -> str:
-    if name in LATER_BACKENDS:
-        raise ValueError(f"{not_yet(f'{name!r} is')}; use 'local' (one machine), 'static' or services={{...}}")
     if name in BACKENDS:
         return name
     others = entry_points(group=ENTRY_POINTS).names
@@ -139,13 +135,6 @@ class StoreConfig(ServerSettings):
     poll_interval: Seconds = Field(
         default=0.25, description="Backends local and file: seconds between two looks for a change."
     )
-
-    @field_validator("backend")
-    @classmethod
-    def _available(cls, backend: StoreBackend | None) -> StoreBackend | None:
-        if backend in LATER_BACKENDS:
-            raise ValueError(f"{not_yet(f'{backend!r} is')}; use 'local' (one machine) or 'file' (a mounted folder)")
-        return backend
 
     @field_validator("path")
     @classmethod

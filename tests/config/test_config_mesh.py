@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fastapi_mesh.config.backends import LATER_BACKENDS
 from fastapi_mesh.config.fields import Frozen, InstanceUrls
 from fastapi_mesh.config.mesh import MeshConfig
 from fastapi_mesh.config.overlay import merge, overlay, with_section
@@ -45,16 +44,6 @@ def test_settings_can_not_be_changed() -> None:
 
 
 @pytest.mark.spec("S-102")
-@pytest.mark.parametrize("backend", LATER_BACKENDS)
-def test_a_backend_of_a_later_version_is_refused_by_name(backend: str) -> None:
-    assert problems_of(MeshConfig, discovery={"backend": backend}) == [
-        (
-            f"discovery.backend: '{backend}' is not part of this version (0.1); "
-            "use 'local' (one machine), 'static' or services={...}"
-        )
-    ]
-
-
 def test_a_mistyped_backend_gets_a_suggestion() -> None:
     assert problems_of(MeshConfig, discovery={"backend": "locl"}) == [
         (

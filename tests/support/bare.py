@@ -20,6 +20,8 @@ NEEDS_AN_EXTRA = (
     "fastapi_mesh.api_gateway.strict",
     "fastapi_mesh.api_gateway.workers",
     "fastapi_mesh.cli",
+    "fastapi_mesh.discovery.dns",
+    "fastapi_mesh.service_mesh.backends.dns",
     "fastapi_mesh.testing.plugin",
     "fastapi_mesh.wire.h2",
 )

@@ -91,6 +91,10 @@ def _discovery(settings: DiscoveryConfig, surroundings: Surroundings) -> Discove
             from fastapi_mesh.service_mesh.backends import etcd
 
             return etcd.discovery(settings, surroundings)
+        case "dns":
+            from fastapi_mesh.service_mesh.backends import dns
+
+            return dns.discovery(settings, surroundings)
         case "kubernetes":
             from fastapi_mesh.service_mesh.backends import kubernetes
 
