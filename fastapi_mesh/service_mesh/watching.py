@@ -171,7 +171,7 @@ class _Handler:
     async def run(self) -> None:
         """Tell what is different from list to list, for ever, or until the task that runs it is no longer ours."""
         mine = asyncio.current_task()
-        while self.task is mine:
+        while True:
             if not self.pending:
                 self._wake = asyncio.get_running_loop().create_future()
                 await self._wake

@@ -216,6 +216,10 @@ async def test_a_registry_that_fails_and_comes_back_repeats_nothing() -> None:
         discovery.set("users", "u2", "u3")
         await clock.advance(20.0)
         assert "watch:users" not in mesh.degraded
+        discovery.fail(ServiceDiscoveryError("the registry is away again"))
+        await settle()
+        assert "watch:users" in mesh.degraded
+    assert "watch:users" not in mesh.degraded, "nobody watches any more"
     assert heard == [("added", "u1"), ("added", "u2"), ("added", "u3"), ("removed", "u1")]
 
 
@@ -239,6 +243,36 @@ async def test_a_mesh_that_is_started_again_tells_what_is_different_only() -> No
     async with mesh:
         await settle()
     assert heard[2:] == [("added", "u3"), ("removed", "u1")]
+
+
+@pytest.mark.spec("S-114")
+async def test_nothing_old_is_told_after_a_stop() -> None:
+    discovery = ScriptedDiscovery()
+    discovery.set("users", "u1")
+    mesh = mesh_over(discovery)
+    go = asyncio.Event()
+    slow: Told = []
+    late: Told = []
+
+    @mesh.watch_service("users")
+    async def waits(event: str, service: Instance) -> None:
+        slow.append((event, service.id))
+        await go.wait()
+
+    async with mesh:
+        await settle()
+        discovery.set("users", "u1", "u2")
+        await settle()
+    go.set()
+    discovery.set("users", "u1", "u3")
+    async with mesh:
+
+        @mesh.watch_service("users")
+        async def registered_late(event: str, service: Instance) -> None:
+            late.append((event, service.id))
+
+        await settle()
+    assert slow == late == [("added", "u1"), ("added", "u3")], "u2 came and went while nobody listened"
 
 
 async def test_a_handler_that_hangs_ends_with_the_mesh() -> None:
@@ -275,12 +309,13 @@ async def test_a_handler_may_stop_its_mesh_and_register_others() -> None:
             mesh.watch_service("orders")(handler)
             await settle()
             await mesh.stop()
+            heard.append(("stopped", service.id))
 
     await mesh.start()
     for _ in range(5):
         await settle()
     assert not mesh.started
-    assert heard == [("added", "u1"), ("added", "o1")]
+    assert heard == [("added", "u1"), ("added", "o1"), ("stopped", "u1")]
     await mesh.stop()
 
 
