@@ -52,6 +52,15 @@ class Registrar(Protocol):
         ...
 
 
+@runtime_checkable
+class Locating(Protocol):
+    """A Registrar that knows the address of this machine as others see it."""
+
+    async def own_address(self) -> str:
+        """The address of a server here that listens on all interfaces. Raises ServiceDiscoveryError."""
+        ...
+
+
 class Registration(Protocol):
     """One registered instance, kept alive by `beat` until `withdraw`."""
 

@@ -8,19 +8,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import logging
 import secrets
 import time
 from typing import TYPE_CHECKING
 
 from fastapi_mesh.core.clock import SystemClock
 from fastapi_mesh.core.control import tls_problem
+from fastapi_mesh.discovery.address import LOOPBACK, routed_address
 from fastapi_mesh.discovery.base import KnownService
 from fastapi_mesh.discovery.consul_agent import ConsulAgent, ConsulRegistration
 from fastapi_mesh.discovery.consul_api import FILTERED, ConsulApi, ConsulError, decoded, segment
 from fastapi_mesh.discovery.consul_feeds import Feed, Limiter, Source, Terms
 from fastapi_mesh.discovery.consul_rows import NAMESPACE_TAG, Reader, passes, registration
 from fastapi_mesh.discovery.consul_start import CATALOG, check_rights, check_server, where
-from fastapi_mesh.discovery.lists import check, ordered, same
+from fastapi_mesh.discovery.lists import check, is_loopback, ordered, same
 from fastapi_mesh.discovery.rows import Owner, check_times
 from fastapi_mesh.exceptions import ConfigurationError, ServiceDiscoveryError
 
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from fastapi_mesh.core.control import Control, ControlAnswer
     from fastapi_mesh.core.instance import Instance
     from fastapi_mesh.core.tasks import Supervisor
+
+logger = logging.getLogger("fastapi_mesh.discovery.consul")
 
 BACK_AGAIN = 10.0
 """Seconds within which a node that waits for its registry tries again (core/tasks.py)."""
@@ -182,6 +186,26 @@ class ConsulRegistry:
                 ) from error
             raise ServiceDiscoveryError(str(error), service=instance.service) from error
         return made
+
+    async def own_address(self) -> str:
+        """See `Locating.own_address`: with the agent of this machine the address that it advertises, else that of our
+        interface that leads to the agent.
+        """
+        host = self._settings.host
+        if host is not None and not is_loopback(host):
+            return await routed_address(host, self._settings.port or 80)
+        try:
+            return await self._agent.advertised()
+        except ConsulError as error:
+            if error.answered != 403:
+                raise ServiceDiscoveryError(str(error)) from error
+            logger.warning(
+                "%s does not say which address this machine has (its token needs agent:read); without MESH_ADDRESS a "
+                "server that listens on all interfaces is registered at %s",
+                where(self._settings),
+                LOOPBACK,
+            )
+            return LOOPBACK
 
     # Watching
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from fastapi_mesh.discovery.consul_api import ConsulError, decoded, segment
+from fastapi_mesh.discovery.consul_api import ConsulError, decoded, refusal, segment
 from fastapi_mesh.discovery.consul_rows import LEASE
 from fastapi_mesh.exceptions import ServiceDiscoveryError
 
@@ -55,6 +55,19 @@ class ConsulAgent:
         except ConsulError as error:
             if error.answered != 404 and "Unknown service" not in str(error):
                 raise ServiceDiscoveryError(str(error), service=str(body["Name"])) from error
+
+    async def advertised(self) -> str:
+        """The address at which the agent says its machine is. Raises ConsulError."""
+        path = "/v1/agent/self"
+        answer = await self._api.ask(path)
+        if answer.status != 200:
+            raise refusal("GET", path, answer)
+        told = decoded(answer, path)
+        member = told.get("Member") if isinstance(told, dict) else None
+        address = member.get("Addr") if isinstance(member, dict) else None
+        if not isinstance(address, str) or not address:
+            raise ConsulError(f"what answered to GET {path} is not Consul", answered=answer.status)
+        return address
 
     async def _wait_catalog(self, body: dict[str, object], *, present: bool) -> None:
         """Wait until others see the change; a catalog that can't be asked is not waited for."""

@@ -22,6 +22,10 @@ INDEX = "x-consul-index"
 FILTERED = "x-consul-results-filtered-by-acls"
 """Consul 1.11 and later say so when a token may not see all of an answer; earlier ones leave it out in silence."""
 
+SLACK = 5.0
+"""Seconds at most that a blocking query may take longer than it asked for: a connection that broke in silence (a
+firewall that forgot it) is given up then, so that a node watches again within 20 s."""
+
 SHOWN = 200
 """Characters of an answer that an error shows."""
 
@@ -122,14 +126,15 @@ class ConsulApi:
     ) -> ControlAnswer:
         if self.closed:
             raise ConsulError("the client of Consul is closed")
-        step = wait + self._timeout
+        patience = min(self._timeout, SLACK) if wait else self._timeout
+        whole = wait + 2 * patience  # an answer may come byte by byte
         try:
-            async with asyncio.timeout(wait + 2 * self._timeout):  # an answer may come byte by byte
+            async with asyncio.timeout(whole):
                 return await self._control.request(
-                    method, path, params=params, json=json, content=content, timeout=step
+                    method, path, params=params, json=json, content=content, timeout=wait + patience
                 )
         except TimeoutError as error:  # ours, and the client's
-            text = str(error) or f"no whole answer within {wait + 2 * self._timeout:.1f} s"
+            text = str(error) or f"no whole answer within {whole:.1f} s"
             raise ConsulError(f"Consul does not answer {method} {path}: {text}") from error
         except UpstreamProtocolError as error:
             raise ConsulError(f"what answered to {method} {path} does not speak HTTP: {error}") from error

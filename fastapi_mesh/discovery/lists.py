@@ -63,6 +63,14 @@ def is_wildcard(address: str) -> bool:
         return address == ""
 
 
+def is_loopback(host: str) -> bool:
+    """Whether `host` is this machine as only this machine calls it."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
 def check(instance: Instance) -> Instance:
     """Return `instance` if callers could use it as it is. Raises ConfigurationError with one line per problem."""
     problems = [

@@ -13,13 +13,13 @@ import signal
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from fastapi_mesh.discovery.address import wait_listening, wait_own_address
+from fastapi_mesh.discovery.address import LOOPBACK, wait_listening, wait_own_address
 from fastapi_mesh.exceptions import ConfigurationError, MeshError
 from fastapi_mesh.service_mesh.marker import Marker
 from fastapi_mesh.service_mesh.signals import SignalChain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from fastapi_mesh.health.checks import HealthReport
     from fastapi_mesh.service_mesh.marker import State
@@ -58,6 +58,8 @@ class NodeLife:
         self._on_end_streams: list[Callable[[], object]] = []
         self.waits_unregistered = False
         """On SIGTERM the whole drain is waited for without a registration too: others look at readiness only."""
+        self.default_address: Callable[[], Awaitable[str]] | None = None
+        """Says the address of a server that listens on all interfaces; None: 127.0.0.1."""
         self.notes: dict[str, object] = {}
         """What `/health` shows beside the checks, and what fails nothing: details by name."""
         self.draining = False
@@ -260,7 +262,10 @@ class NodeLife:
 
     async def _own_address(self) -> tuple[str, int]:
         config, clock = self._mesh.config, self._mesh.clock
-        found = await wait_own_address(address=config.address, port=config.port, clock=clock)
+        default = LOOPBACK
+        if config.address is None and self.default_address is not None:
+            default = await self.default_address()
+        found = await wait_own_address(address=config.address, port=config.port, default=default, clock=clock)
         if found is not None:
             return found
         while self._server is None:

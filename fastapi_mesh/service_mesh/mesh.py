@@ -187,6 +187,7 @@ class ServiceMesh(SetUpInCode):
             lifespan_of=None if wires is None else wires.lifespan_of,
         )
         self.life.waits_unregistered = self._sources.found_by_readiness
+        self.life.default_address = self._sources.default_address
         for name, target in fixed.items():
             if name not in plain:
                 self.add_service(name, target)

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 from fastapi_mesh.core.instance import Instance
-from fastapi_mesh.discovery.address import best_listener, own_listeners
-from fastapi_mesh.discovery.base import ServiceList
+from fastapi_mesh.discovery.address import LOOPBACK, best_listener, own_listeners, routed_address
+from fastapi_mesh.discovery.base import Locating, ServiceList
 from fastapi_mesh.discovery.chained import ChainedDiscovery
 from fastapi_mesh.discovery.directory import Directory
+from fastapi_mesh.discovery.lists import is_loopback
 from fastapi_mesh.discovery.registration import OwnRegistrations
 from fastapi_mesh.discovery.rows import WORKER
 from fastapi_mesh.discovery.static import StaticDiscovery
@@ -80,6 +81,19 @@ class Sources:
     def found_by_readiness(self) -> bool:
         """Whether others see by this node's readiness, and not by a registration, that it is there."""
         return any(getattr(each, "found_by_readiness", False) for each in self.backends)
+
+    async def default_address(self) -> str:
+        """Where others reach a server of this node that listens on all interfaces: what the registry says, else our
+        interface that leads to the registry, 127.0.0.1 for one on this machine. Raises ServiceDiscoveryError while the
+        registry does not answer.
+        """
+        registrar: object = _registrar(self.backends)
+        if isinstance(registrar, Locating):
+            return await registrar.own_address()
+        settings = self._config.discovery
+        if registrar is None or settings.host is None or is_loopback(settings.host):
+            return LOOPBACK
+        return await routed_address(settings.host, settings.port or 80)
 
     def add(self, name: str, targets: Targets) -> None:
         """Fixed instances of `name`; replaces those given before. An application's lifespan runs with the mesh's."""

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from fastapi_mesh import ServiceMesh
 from fastapi_mesh.config.backends import DiscoveryConfig
 from fastapi_mesh.config.consul import ConsulConfig
 from fastapi_mesh.core.instance import Instance
 from fastapi_mesh.core.tasks import Supervisor
+from fastapi_mesh.discovery.address import routed_address
 from fastapi_mesh.discovery.base import KnownService
 from fastapi_mesh.discovery.consul import ConsulRegistry
 from fastapi_mesh.exceptions import ConfigurationError, ServiceDiscoveryError, UpstreamConnectionError
@@ -425,6 +427,39 @@ async def test_leaving_what_consul_does_not_know_is_no_error():
 async def test_an_application_inside_this_process_is_refused():
     with pytest.raises(ConfigurationError, match="inside this process"):
         await agent().registry().register(Instance("web", "w", "x", 0, scheme="asgi", app=object()))  # type: ignore[arg-type]
+
+
+@pytest.mark.spec("B37")
+async def test_a_server_on_all_interfaces_is_where_the_agent_of_its_machine_says():
+    consul = ScriptedConsul(lambda asked: Said({"Config": {}, "Member": {"Addr": "10.3.2.1"}}, index=None))
+    mesh = ServiceMesh("web", discovery=consul.registry())
+    assert mesh.life.default_address is not None
+
+    assert await mesh.life.default_address() == "10.3.2.1"
+    assert consul.asked[0].path == "/v1/agent/self"
+
+
+@pytest.mark.spec("B37")
+async def test_with_an_agent_elsewhere_it_is_the_interface_that_leads_there():
+    try:
+        expected = await routed_address("192.0.2.1", 8500)  # an address of documentation, to which nothing is sent
+    except ServiceDiscoveryError:
+        pytest.skip("this machine has no route to other ones")
+    consul = ScriptedConsul(lambda asked: Said(b"", 500))
+
+    assert await consul.registry(host="192.0.2.1", port=8500).own_address() == expected
+    assert consul.asked == []
+
+
+@pytest.mark.spec("B37")
+async def test_an_agent_that_may_not_say_is_told_once_and_one_that_is_away_is_waited_for(caplog):
+    denied = ScriptedConsul(lambda asked: Said(b"Permission denied", 403)).registry()
+    assert await denied.own_address() == "127.0.0.1"
+    assert "MESH_ADDRESS" in caplog.text
+
+    for said in (UpstreamConnectionError("refused"), Said(b"", 500), Said([]), Said({"Member": {}})):
+        with pytest.raises(ServiceDiscoveryError):
+            await ScriptedConsul(lambda asked, said=said: said).registry().own_address()
 
 
 # The start
