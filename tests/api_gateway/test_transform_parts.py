@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gzip
 import json
 
 import pytest
@@ -17,7 +18,7 @@ from fastapi_mesh.api_gateway.transform import (
     JSONToXML,
     XMLToJSON,
 )
-from fastapi_mesh.api_gateway.transform.body import codings, narrowed
+from fastapi_mesh.api_gateway.transform.body import TooLongError, UnreadableError, codings, decoded, narrowed
 from fastapi_mesh.api_gateway.transform.convert import ConversionError, ServiceConversionError
 from fastapi_mesh.api_gateway.transform.needs import reads_body
 from tests.api_gateway.transform_support import Echo, client_of, new_gateway
@@ -332,3 +333,33 @@ async def test_a_gateway_speaks_json_for_a_service_that_speaks_xml() -> None:
     assert echo.header("content-type") == "application/xml; charset=utf-8"
     assert answer.json() == {"user": {"name": "Ana"}}
     assert (invalid.status_code, invalid.headers["x-mesh-reason"]) == (400, "transform-invalid-body")
+
+
+# Content codings.
+
+
+def test_all_members_of_a_gzip_file_are_read() -> None:
+    parts = [b"a" * 100_000, b"", b"b" * 70_000, b"c"]
+    data = b"".join(gzip.compress(part, mtime=0) for part in parts)
+
+    assert decoded(data, "gzip", 200_000) == b"".join(parts)
+    with pytest.raises(TooLongError):
+        decoded(data, "gzip", 170_000)
+    with pytest.raises(UnreadableError, match="ends too early"):
+        decoded(data[:-1], "gzip", 200_000)
+    with pytest.raises(UnreadableError, match="not in the coding"):
+        decoded(data + b"garbage", "gzip", 200_000)
+
+
+def test_a_gzip_file_of_countless_empty_members_is_refused() -> None:
+    with pytest.raises(UnreadableError, match="too many members"):
+        decoded(gzip.compress(b"", mtime=0) * 50_000, "gzip", 1_000_000)
+
+
+def test_json_with_countless_values_is_refused_before_xml_is_made_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    converter = JSONToXML("request")
+    monkeypatch.setattr(converter, "_unparse", lambda root: pytest.fail("the slow work was begun"))
+    request = GatewayRequest("POST", "/", "", {"Content-Type": "application/json"}, json.dumps([1] * 100_001))
+
+    with pytest.raises(ConversionError, match="more than 100000 elements"):
+        converter.transform_request(request)

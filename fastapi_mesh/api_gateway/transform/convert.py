@@ -199,10 +199,15 @@ def _inside(value: object) -> Iterable[object]:
 
 
 def _check_names(data: object) -> None:
-    """Raises ValueError for a key that can't be an element's or attribute's name: it could make others of them."""
-    pending = [data]
+    """Raises ValueError for a key that can't be an element's or attribute's name: it could make others of them; and for
+    too many of them, before the slow work.
+    """
+    pending, count = [data], 0
     while pending:
         each = pending.pop()
+        count += 1
+        if count > MAX_NODES:
+            raise ValueError(f"it has more than {MAX_NODES} elements and attributes")
         if isinstance(each, dict):
             for key in each:
                 if key != "#text" and not _XML_NAME.fullmatch(key.removeprefix("@")):
