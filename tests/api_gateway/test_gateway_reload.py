@@ -72,6 +72,11 @@ def write(path: Path, text: str) -> None:
     path.write_text(text)
 
 
+@pytest.fixture(autouse=True)
+def _files_are_looked_at_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastapi_mesh.api_gateway.reload.POLL", 0.03)
+
+
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "gateway.toml"

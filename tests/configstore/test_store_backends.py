@@ -153,7 +153,8 @@ async def test_a_damaged_file_is_an_error_that_can_be_waited_out(tmp_path: Path)
             await store.get("gateway")
 
 
-async def test_a_locked_file_is_told(tmp_path: Path) -> None:
+async def test_a_locked_file_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastapi_mesh.discovery.local_database.BUSY_TIMEOUT", 0.2)
     path = tmp_path / "registry.db"
     async with LocalStore(path) as store:
         await store.put("gateway", "1")

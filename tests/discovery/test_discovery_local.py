@@ -377,7 +377,8 @@ async def test_a_registry_overwritten_while_in_use_is_made_anew(registry_at):
     await healed(registry, registry_at(), registration)
 
 
-async def test_only_one_process_repairs_at_a_time(registry_at, tmp_path):
+async def test_only_one_process_repairs_at_a_time(registry_at, tmp_path, monkeypatch):
+    monkeypatch.setattr("fastapi_mesh.discovery.local_database.BUSY_TIMEOUT", 0.2)
     (tmp_path / "registry.db").write_bytes(OUR_HEADER + b"\x01" * 5000)
     registry = registry_at()
     with (tmp_path / "registry.db.lock").open("w") as lock:
@@ -518,14 +519,13 @@ async def test_a_read_only_file_or_folder_is_a_configuration_error(registry_at, 
         path.chmod(before)
 
 
-async def test_a_locked_file_is_a_failure_that_passes(registry_at):
+async def test_a_locked_file_is_a_failure_that_passes(registry_at, monkeypatch):
+    monkeypatch.setattr("fastapi_mesh.discovery.local_database.BUSY_TIMEOUT", 0.2)
     registry = registry_at()
     registration = await registry.register(instance())
     with closing(sqlite3.connect(registry.path, isolation_level=None)) as connection:
         connection.execute("BEGIN IMMEDIATE")
-        reading = time.monotonic()
-        assert ids(await registry_at().instances()) == ["users-1"]
-        assert time.monotonic() - reading < 1.9, "a writer does not hold up readers"
+        assert ids(await registry_at().instances()) == ["users-1"], "a writer does not hold up readers"
 
         with pytest.raises(ServiceDiscoveryError, match="is locked by another process"):
             await registration.beat()
