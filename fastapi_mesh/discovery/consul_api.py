@@ -140,6 +140,8 @@ class ConsulApi:
             raise ConsulError(f"what answered to {method} {path} does not speak HTTP: {error}") from error
         except UpstreamConnectionError as error:
             raise ConsulError(f"Consul can't be reached: {error}", dropped=error.request_sent) from error
+        except MeshError as error:
+            raise ConsulError(f"Consul can't be asked {method} {path}: {error}") from error
 
 
 def decoded(answer: ControlAnswer, path: str) -> object:

@@ -43,7 +43,8 @@ async def check_server(api: ConsulApi, settings: ServerSettings) -> None:
 
 async def check_rights(api: ConsulApi, settings: ServerSettings) -> None:
     """Raises ConfigurationError where no list could ever be read with these settings, ConsulError for anything else."""
-    if settings.token is not None:
+    has_token = settings.token is not None and bool(settings.token.get_secret_value().strip())
+    if has_token:
         answer = await api.ask(TOKEN)
         if answer.status == 403:
             raise ConfigurationError(
@@ -59,7 +60,7 @@ async def check_rights(api: ConsulApi, settings: ServerSettings) -> None:
         raise
     place = settings.consul.namespace or settings.consul.partition
     nothing = answered.content is not None and decoded(answered.content, CATALOG) == {}
-    if nothing and settings.token is None and not place:  # it lists itself, to those who may see it
+    if nothing and not has_token and not place:  # it lists itself, to those who may see it
         raise ConfigurationError(
             f"discovery.token: {where(settings)} lets nobody read its services without an ACL token; set token "
             "(MESH_DISCOVERY__TOKEN) to one with service:read and node:read"

@@ -202,6 +202,18 @@ async def test_without_a_token_a_consul_that_asks_for_one_is_told_at_the_start(c
     await mesh.stop()
 
 
+async def test_a_token_from_a_file_may_end_with_its_newline_and_one_that_is_none_is_refused(
+    registry_of: Maker, consul_acl_server: ConsulServer
+) -> None:
+    rules = 'service_prefix "" { policy = "read" } node_prefix "" { policy = "read" }'
+    await registry_of(consul_acl_server.port, token=consul_acl_server.token_for(rules)[0] + "\n").open()
+
+    for token in ("t\r\nx-evil: 1", "tökén"):
+        with pytest.raises(ConfigurationError, match="only printable ASCII") as refusal:
+            registry_of(consul_acl_server.port, token=token)
+        assert token not in str(refusal.value)
+
+
 # Many
 
 

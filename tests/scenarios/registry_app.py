@@ -1,4 +1,4 @@
-"""Nodes that meet in a registry, started by the scenarios: NODE=front (it calls back), back, or gateway (to front).
+"""Nodes that meet in a registry, started by the scenarios: NODE=front (it calls back), back, or gateway (to TARGET).
 
 Where the registry is they learn from MESH_DISCOVERY__*. GET /item?size=N answers N bytes, and which process made them.
 """
@@ -31,7 +31,7 @@ def node(name: str) -> FastAPI:
 
 def gateway() -> APIGateway:
     made = APIGateway(service_mesh=ServiceMesh("gateway", enable_service_discovery=True))
-    made.configure_routes([{"path": "/*", "service": "front"}])
+    made.configure_routes([{"path": "/*", "service": os.environ["TARGET"]}])
     return made
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from fastapi_mesh.configstore.consul import ConsulStore
 from fastapi_mesh.discovery.consul import ConsulRegistry
+from fastapi_mesh.exceptions import ConfigurationError
 from fastapi_mesh.service_mesh.backends.client import control_client
 
 if TYPE_CHECKING:
@@ -37,10 +38,12 @@ def store(settings: ServerSettings, namespace: str, clock: Clock | None) -> Cons
 
 
 def _client(settings: ServerSettings) -> Control:
-    token = None if settings.token is None else settings.token.get_secret_value()
+    token = None if settings.token is None else settings.token.get_secret_value().strip()  # files end with a newline
+    if token is not None and not (token.isascii() and token.isprintable()):
+        raise ConfigurationError("token: an ACL token of Consul has only printable ASCII characters")
     return control_client(
         settings,
         settings.url(PORT, TLS_PORT),
-        headers=None if token is None else {"X-Consul-Token": token},
+        headers={"X-Consul-Token": token} if token else None,
         max_connections=settings.consul.max_watches + BESIDE,
     )
