@@ -48,6 +48,7 @@ def tests(session: nox.Session) -> None:
     """The whole suite: nox -s tests [-- PYTEST ARGUMENTS]; --cov doubles the time."""
     session.install("-q", "-e", EXTRAS, *TEST_TOOLS, *SERVERS_TO_RUN_ON)
     options = ["-m", "not soak", "--numprocesses", str(min(4, os.cpu_count() or 1)), "--dist", "worksteal"]
+    options += ["--durations", "15"]
     session.run("pytest", *options, *session.posargs)
 
 

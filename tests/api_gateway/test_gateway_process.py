@@ -51,20 +51,7 @@ async def status(port: int, path: str) -> int:
 
 
 @pytest.mark.spec("S-350", "A13", "X-51")
-@pytest.mark.parametrize("by", [MODULE, COMMAND], ids=["module", "command"])
-async def test_it_serves_what_its_file_says_and_ends_with_0(
-    by: list[str], processes: Processes, tmp_path: Path, upstream: RawUpstream
-) -> None:
-    child = start(processes, "--config", settings(tmp_path, upstream.url), "--port", "{port}", by=by)
-    await child.ready(SERVES)
-
-    assert await status(child.port, "/api/x") == 200
-    assert child.log.count("gateway on") == 1
-    assert f"gateway on http://127.0.0.1:{child.port} (routes: 1, services: 1)" in child.log
-    assert await asyncio.to_thread(child.stop) == 0
-
-
-async def test_on_sigterm_readiness_turns_first_and_requests_under_way_are_completed(
+async def test_it_serves_what_its_file_says_and_on_sigterm_is_unready_first_and_completes_what_is_under_way(
     processes: Processes, tmp_path: Path
 ) -> None:
     arrived, go_on = asyncio.Event(), asyncio.Event()
@@ -75,7 +62,8 @@ async def test_on_sigterm_readiness_turns_first_and_requests_under_way_are_compl
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\ndone")
 
     async with RawUpstream(slow) as upstream:
-        child = start(processes, "--config", settings(tmp_path, upstream.url), "--port", "{port}")
+        file = settings(tmp_path, upstream.url)
+        child = start(processes, "--config", file, "--port", "{port}", MESH_DRAIN_DELAY="1")
         await child.ready(SERVES)
         assert await status(child.port, "/health/ready") == 200
         asked = asyncio.ensure_future(talk(child.port, request("GET /api/x")))  # noqa: TID251 - the test's own
@@ -87,6 +75,26 @@ async def test_on_sigterm_readiness_turns_first_and_requests_under_way_are_compl
 
         assert parts(await asked)[2] == b"done"
         assert await asyncio.to_thread(child.ended) == 0
+    assert child.log.count("gateway on") == 1
+    assert f"gateway on http://127.0.0.1:{child.port} (routes: 1, services: 1)" in child.log
+
+
+@pytest.mark.spec("S-350", "A13", "X-51")
+async def test_the_command_serves_too_and_a_file_with_a_node_s_settings_makes_the_gateway_one(
+    processes: Processes, tmp_path: Path, upstream: RawUpstream
+) -> None:
+    file = tmp_path / "both.toml"
+    file.write_text(
+        f'service_name = "edge"\nmetrics_path = "/own-metrics"\n[gateway]\nhost = "127.0.0.1"\n'
+        f'services = {{ up = "{upstream.url}" }}\nroutes = [{{ path = "/api/*", service = "up" }}]\n'
+    )
+    child = start(processes, "--config", file, "--port", "{port}", by=COMMAND)
+    await child.ready(SERVES)
+
+    assert await status(child.port, "/api/x") == 200
+    assert b'source_service="edge"' in await talk(child.port, request("GET /own-metrics"))
+    assert f"gateway on http://127.0.0.1:{child.port} (routes: 1, services: 1)" in child.log
+    assert await asyncio.to_thread(child.stop) == 0
 
 
 async def _is(port: int, path: str, expected: int) -> bool:
@@ -147,21 +155,6 @@ def test_wrong_arguments_are_told(options: Options, said: str, monkeypatch: pyte
 
     with pytest.raises(ConfigurationError, match=re.escape(said)):
         make_gateway(options)
-
-
-async def test_a_file_with_a_node_s_settings_makes_the_gateway_one(
-    processes: Processes, tmp_path: Path, upstream: RawUpstream
-) -> None:
-    file = tmp_path / "both.toml"
-    file.write_text(
-        f'service_name = "edge"\nmetrics_path = "/own-metrics"\n[gateway]\nhost = "127.0.0.1"\n'
-        f'services = {{ up = "{upstream.url}" }}\nroutes = [{{ path = "/api/*", service = "up" }}]\n'
-    )
-    child = start(processes, "--config", file, "--port", "{port}")
-    await child.ready(SERVES)
-
-    assert await status(child.port, "/api/x") == 200
-    assert b'source_service="edge"' in await talk(child.port, request("GET /own-metrics"))
 
 
 def runs(pid: int) -> bool:
