@@ -28,8 +28,8 @@ NEGATIVE_TTL = 7
 class DnsServer:
     """`asked` has each question as "udp NAME TYPE". Names are absolute, with a dot at the end."""
 
-    def __init__(self) -> None:
-        self.port = 0
+    def __init__(self, port: int = 0) -> None:
+        self.port = port
         self.asked: list[str] = []
         self.rcodes: dict[str, str] = {}
         """Answered for these names, "*" for all."""
@@ -67,6 +67,8 @@ class DnsServer:
                 )
             except OSError:  # another program has that port of UDP
                 self._tcp.close()
+                if self.port:
+                    raise
                 continue
             self.port = port
 
