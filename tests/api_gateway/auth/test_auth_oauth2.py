@@ -205,7 +205,8 @@ async def test_what_is_no_token_in_form_is_not_asked_about(credential: str) -> N
 async def test_a_flood_of_made_up_tokens_is_none_for_the_server() -> None:
     async with IssuerServer() as issuer:
         issuer.pages["/introspect"] = {"active": False}
-        async with verifier_of(Clock(), introspection_url=f"{issuer.url}/introspect") as verifier:
+        address = f"{issuer.url}/introspect"
+        async with verifier_of(Clock(), introspection_url=address, timeout=60.0) as verifier:  # on a busy machine too
             issuer.gate.clear()
             waiting = [start(verifier.authenticate(f"made-up-{number}")) for number in range(300)]
             await issuer.asked.wait()
