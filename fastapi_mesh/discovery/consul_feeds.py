@@ -128,9 +128,9 @@ class Source(Generic[V]):
 class Feed(Generic[V]):
     """One path that is watched, and what it gave: `values` by key. Of all its watchers one asks, for the others too.
 
-    What has vanished after an interruption (an error, or an index that went back, as it does when a server has lost
-    its state) stays for `hold` seconds, in which those who are still there register anew; a value that `supersedes` a
-    held one ends it at once.
+    When less than half is left after an interruption (an error, or an index that went back), a server has probably
+    lost its state: what has vanished stays for `hold` seconds, in which those who are still there register anew; a
+    value that `supersedes` a held one ends it at once.
     """
 
     def __init__(self, terms: Terms, source: Source[V]) -> None:
@@ -206,7 +206,8 @@ class Feed(Generic[V]):
 
     def _accept(self, plain: Mapping[str, V], *, interrupted: bool) -> None:
         now = self._clock.now()
-        if interrupted and self.version and self._source.hold:
+        left = sum(key in plain for key in self._plain)
+        if interrupted and self._source.hold and 2 * left < len(self._plain):
             self._held = {**self._held, **self._plain}
             self._hold_until = now + self._source.hold
         if now >= self._hold_until:

@@ -21,6 +21,7 @@ from fastapi_mesh.discovery.consul import ConsulRegistry
 from fastapi_mesh.exceptions import ConfigurationError, ServiceDiscoveryError, UpstreamConnectionError
 from fastapi_mesh.testing.clock import FakeClock
 from tests.contracts.backends import Seen
+from tests.contracts.server_backends import Followed
 from tests.discovery.consul_script import Asked, Said, ScriptedConsul, entry
 from tests.docs.snippets import snippets_of
 
@@ -268,6 +269,22 @@ async def test_instances_that_are_missing_after_an_interruption_have_time_to_com
     await consul.clock.advance(2.0)
     assert lists[-1] == ["a"]
     await supervisor.aclose()
+
+
+async def test_one_of_several_that_has_gone_during_an_interruption_is_gone():
+    known = [entry("a", port=1), entry("b", port=2), entry("c", port=3)]
+    failing = False
+    consul = ScriptedConsul(lambda asked: UpstreamConnectionError("cut") if failing else Said(known, index=len(known)))
+    async with Followed(
+        consul.registry(), "web"
+    ) as followed:  # of real time, so that it takes some hundredths of a second
+        await followed.until_ids("a", "b", "c")
+        failing = True
+        await consul.clock.advance(3.0)
+        await followed.until(lambda: followed.failure is not None)
+        known.pop()
+        failing = False
+        await followed.until_ids("a", "b")
 
 
 async def test_a_list_emptied_by_missing_rights_is_no_list():
