@@ -95,6 +95,7 @@ class GatewayProtocol(StrictHttpProtocol):
 
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
+        self._whole = self.limits.max_head
         if (cycle := self.cycle) is not None:
             cycle.transport = self._joined  # type: ignore[assignment] # all that a cycle needs of one
 
@@ -111,17 +112,17 @@ class GatewayProtocol(StrictHttpProtocol):
         """So that no more of a head is taken than twice its largest size; of a body, all at once."""
         if self._ended:
             return
-        size = self.limits.max_head
         if self._is_in_body():
             self._whole = len(data)
             self.data_received(data)
             if self._whole == len(data):  # not refused meanwhile
-                self._whole = size
+                self._whole = self.limits.max_head
             return
-        for start in range(0, len(data), size):
-            self.data_received(data[start : start + size])
-            if self._has_ended():
-                return
+        start = 0
+        while start < len(data) and not self._has_ended():
+            end = start + self._whole
+            self.data_received(data[start:end])
+            start = end
 
     def _take_unfinished(self, received: int) -> None:
         """Something came that is no whole head: its beginning, line ends, or the rest of a body that nobody wants."""
@@ -130,7 +131,8 @@ class GatewayProtocol(StrictHttpProtocol):
                 self._head, self._head_size = self.scope, 0
             else:
                 self._head_size += received
-            if self._head_size > self.limits.max_head:
+            self._whole = self.limits.max_head - self._head_size
+            if self._whole <= 0:
                 self._answer(431, f"the head of a request has at most {self.limits.max_head} bytes here")
                 return
         if self._timer is None:

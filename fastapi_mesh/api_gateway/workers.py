@@ -29,6 +29,7 @@ from fastapi_mesh.api_gateway.server import line_of
 from fastapi_mesh.api_gateway.worker import READY
 from fastapi_mesh.config.mesh import MeshConfig
 from fastapi_mesh.core.tasks import Supervisor
+from fastapi_mesh.exceptions import ConfigurationError
 from fastapi_mesh.observability.registry import MULTIPROCESS, forget_process, render_workers
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class Workers:
             host = config.metrics_host or config.host
             self._metrics_sockets = listen.bind(host, config.metrics_port, setting="metrics_port")
         self._supervisor = Supervisor()
-        self._folder = Path(tempfile.mkdtemp(prefix="fastapi-mesh-gateway-"))
+        self._folder = _new_folder()
         self._stopping = asyncio.Event()
         self._code = 0
 
@@ -239,6 +240,15 @@ class Workers:
         good = all(slot.ready.is_set() for slot in self._slots) and not self._stopping.is_set()
         document = {"status": "healthy" if good else "unhealthy", "workers": workers}
         return 200 if good else 503, b"application/json", json.dumps(document).encode()
+
+
+def _new_folder() -> Path:
+    """Where the workers put their counts and what was last good. Raises ConfigurationError where nothing can be put."""
+    try:
+        return Path(tempfile.mkdtemp(prefix="fastapi-mesh-gateway-"))
+    except OSError as error:
+        problem = f"workers: more than one need a folder for temporary files (TMPDIR, else /tmp): {error.strerror}"
+        raise ConfigurationError(problems=[problem]) from error
 
 
 async def _metrics(accept: str) -> tuple[int, bytes, bytes]:

@@ -13,7 +13,7 @@ from fastapi_mesh.api_gateway.extensions import Extensions
 from fastapi_mesh.api_gateway.life import Life
 from fastapi_mesh.api_gateway.routes import Route, new_table
 from fastapi_mesh.api_gateway.run import mesh_of_file
-from fastapi_mesh.api_gateway.tls import check_certificate
+from fastapi_mesh.api_gateway.tls import Material
 from fastapi_mesh.config.files import read_file
 from fastapi_mesh.config.load import GATEWAY_TABLE, load_gateway_config, load_mesh_config
 from fastapi_mesh.exceptions import ConfigurationError
@@ -160,7 +160,7 @@ def _doubts(config: GatewayConfig, routes: list[Route]) -> Iterator[str]:
                 yield f"services.{name}: no route leads there"
     if config.ssl_cert is not None:
         try:
-            check_certificate(config.ssl_cert)
+            Material(config)
         except ConfigurationError as error:
             yield error.problems[0]
     if set(_EVERYBODY) & set(config.trusted_proxies):

@@ -219,11 +219,11 @@ async def test_an_idle_connection_is_closed_after_the_keepalive_timeout() -> Non
         writer.close()
 
 
-@pytest.mark.parametrize("pieces", [1, 40])
-async def test_a_head_that_is_too_large_is_refused(pieces: int) -> None:
+@pytest.mark.parametrize(("pieces", "more"), [(1, 8000), (40, 8000), (1, 4100), (3, 4100)])
+async def test_a_head_that_is_too_large_is_refused(pieces: int, more: int) -> None:
     async with RawUpstream() as upstream, started(standalone(upstream.url, max_header_size=2048)) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        head = b"GET /api/x HTTP/1.1\r\nHost: gw\r\nX-Big: " + b"a" * 8000 + b"\r\n\r\n"
+        head = b"GET /api/x HTTP/1.1\r\nHost: gw\r\nX-Big: " + b"a" * more + b"\r\n\r\n"
         size = len(head) // pieces + 1
         for start in range(0, len(head), size):
             writer.write(head[start : start + size])

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import trustme
 from typer.testing import CliRunner
 
 from fastapi_mesh.cli.application import application
@@ -107,6 +108,16 @@ def test_what_is_seldom_meant_is_a_warning(file: Path, old: str, new: str, said:
     file.write_text(GOOD.replace(old, new))
 
     assert said in run("check", file)[1]
+
+
+def test_a_key_of_another_certificate_is_a_warning(file: Path, tmp_path: Path) -> None:
+    pairs = [trustme.CA().issue_cert("localhost") for _ in range(2)]
+    pairs[0].cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    pairs[1].private_key_pem.write_to_path(tmp_path / "key.pem")
+    file.write_text(f'ssl_cert = "{tmp_path}/cert.pem"\nssl_key = "{tmp_path}/key.pem"\n{GOOD}')
+
+    assert "warning: ssl_key: the private key in" in run("check", file)[1]
+    assert run("check", "--strict", file)[0] == 1
 
 
 def test_no_routes_at_all_is_a_warning(file: Path) -> None:
