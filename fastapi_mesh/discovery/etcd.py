@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Self
 
 from fastapi_mesh.core.clock import SystemClock
 from fastapi_mesh.core.tasks import MAX_BACKOFF, Supervisor
+from fastapi_mesh.discovery.address import LOOPBACK, routed_address
 from fastapi_mesh.discovery.etcd_feed import ALL, Feed
 from fastapi_mesh.discovery.etcd_follow import Follow
 from fastapi_mesh.discovery.etcd_messages import EtcdError, Kind, after, encoded, number
 from fastapi_mesh.discovery.etcd_rows import Space, document_of, key_of, read
-from fastapi_mesh.discovery.lists import check, known_services, same
+from fastapi_mesh.discovery.lists import check, is_loopback, known_services, same
 from fastapi_mesh.discovery.rows import Owner, Row, RowRegistration, check_times
 from fastapi_mesh.exceptions import ConfigurationError, ServiceDiscoveryError
 
@@ -158,6 +159,11 @@ class EtcdRegistry:
             except EtcdError as error:
                 raise _final(error) from error
         return RowRegistration(self, row, self._heartbeat)
+
+    async def own_address(self) -> str:
+        """See `Locating.own_address`: that of our interface that leads to etcd, 127.0.0.1 for one on this machine."""
+        host, port = self._client.server
+        return LOOPBACK if is_loopback(host) else await routed_address(host, port)
 
     async def renew(self, row: Row) -> None:
         """Prolong the lease of `row`; stores it again if it or its lease is gone. Raises ServiceDiscoveryError."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import aclosing
 from typing import TYPE_CHECKING, cast
+from urllib.parse import urlsplit
 
 from fastapi_mesh.discovery.etcd_messages import (
     EtcdError,
@@ -54,6 +55,12 @@ class EtcdClient:
         self._token: str | None = None if username else ""  # "" is none needed
         self._turn = asyncio.Lock()
         self._counts = {"calls": 0, "watches": 0, "failovers": 0, "logins": 0}
+
+    @property
+    def server(self) -> tuple[str, int]:
+        """Host and port of the endpoint that is asked now."""
+        parts = urlsplit(self._endpoints[self._current][0])
+        return parts.hostname or "", parts.port or 0
 
     def statistics(self) -> dict[str, int]:
         """Calls and watches made, changes to another endpoint, and tokens fetched."""

@@ -7,6 +7,7 @@ import base64
 import json
 import logging
 from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -443,6 +444,32 @@ def test_endpoints_are_the_host_and_those_listed():
 def test_a_user_without_a_password_is_refused():
     with pytest.raises(ConfigurationError, match="both username and password"):
         client(fewer({"username": "mesh"}))
+
+
+@pytest.mark.parametrize(
+    ("settings", "address"),
+    [
+        ({"host": "127.0.0.1"}, "127.0.0.1"),
+        ({}, "127.0.0.1"),
+        ({"etcd": {"endpoints": ["127.0.0.7:2379", "127.0.0.8:2379"]}}, "127.0.0.1"),
+        ({"etcd": {"endpoints": ["https://[::1]:2379"]}}, "127.0.0.1"),
+    ],
+)
+async def test_a_server_on_all_interfaces_is_registered_where_others_of_this_etcd_reach_it(
+    settings: dict[str, object], address: str
+):
+    async with AsyncExitStack() as stack:
+        registry = EtcdRegistry(client(fewer(settings)))
+        stack.push_async_callback(registry.aclose)
+
+        assert await registry.own_address() == address
+
+
+async def test_the_interface_that_leads_to_an_endpoint_elsewhere_is_asked_for():
+    registry = EtcdRegistry(client(fewer({"etcd": {"endpoints": [f"{'x' * 64}.test:2379"]}})))
+
+    with pytest.raises(ServiceDiscoveryError, match="can't be resolved"):
+        await registry.own_address()
 
 
 # A whole node
