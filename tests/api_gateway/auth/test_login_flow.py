@@ -343,6 +343,9 @@ async def test_a_refusal_is_a_problem_page_that_shows_nothing_of_what_anybody_co
             assert reason(back) == (403, "login-refused")
             assert back.json()["detail"] == f"The authorization server refused the login ({shown})."
             assert back.headers["content-type"] == "application/problem+json"
+        both = await log_in(browser, issuer, error="access_denied")
+        assert reason(both) == (403, "login-refused")
+        assert issuer.forms == [], "a code beside an error is none"
 
 
 async def test_a_parameter_that_comes_twice_has_no_value(issuer: LoginIssuer) -> None:

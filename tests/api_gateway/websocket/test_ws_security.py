@@ -97,6 +97,13 @@ async def test_pages_of_other_origins_open_none(allowed: list[str], origin: str 
             assert service.requests == []
 
 
+async def test_two_origins_are_none() -> None:
+    websocket: dict[str, object] = {"allowed_origins": ["https://app.example"]}
+    async with Service() as service, gateway_in_front(service.url, websocket=websocket) as (_, port):
+        named = [("Origin", "https://app.example"), ("Origin", "https://evil.example")]
+        assert (await refusal(port, additional_headers=named)).status_code == 403
+
+
 def test_origins_are_checked_when_they_are_set() -> None:
     for wrong in ("*", "https://app.example/", "app.example", "https://*.example"):
         with pytest.raises(ValueError, match="allowed_origins"):
