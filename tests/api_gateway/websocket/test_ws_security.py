@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from fastapi_mesh.api_gateway import APIGateway
 from fastapi_mesh.api_gateway.auth import AuthProvider, FromHeader, Principal
 from fastapi_mesh.api_gateway.transform import GatewayRequest, GatewayResponse
+from fastapi_mesh.api_gateway.websocket.origins import may_open
 from tests.api_gateway.gateway_support import gateway_to, serving
 from tests.api_gateway.websocket.ws_support import Service, closed, connect, gateway_in_front, refusal
 
@@ -97,11 +99,12 @@ async def test_pages_of_other_origins_open_none(allowed: list[str], origin: str 
             assert service.requests == []
 
 
-async def test_two_origins_are_none() -> None:
-    websocket: dict[str, object] = {"allowed_origins": ["https://app.example"]}
-    async with Service() as service, gateway_in_front(service.url, websocket=websocket) as (_, port):
-        named = [("Origin", "https://app.example"), ("Origin", "https://evil.example")]
-        assert (await refusal(port, additional_headers=named)).status_code == 403
+def test_two_origins_are_none() -> None:
+    """uvicorn refuses them itself, another server may not."""
+    one, other = (b"origin", b"https://app.example"), (b"origin", b"https://evil.example")
+    for headers, fine in (([one], True), ([one, other], False), ([one, one], False), ([], True)):
+        request: Any = SimpleNamespace(headers=headers)
+        assert may_open(request, ("https://app.example",)) is fine
 
 
 def test_origins_are_checked_when_they_are_set() -> None:
