@@ -66,5 +66,5 @@ class DnsServerBackend(ServerBackend):
 
     @staticmethod
     def _finder(port: int) -> Named:
-        config = DnsConfig(tcp=True, min_ttl=0.1, max_ttl=0.1)
-        return Named(DnsDiscovery(config, nameserver=("127.0.0.1", port), timeout=1.0))
+        config = DnsConfig(tcp=True, min_ttl=0.5, max_ttl=0.5)
+        return Named(DnsDiscovery(config, nameserver=("127.0.0.1", port), timeout=2.0))
