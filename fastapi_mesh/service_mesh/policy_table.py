@@ -47,9 +47,13 @@ class PolicyTable:
         """
         self._set(service, with_section(self.policy_of(service), **sections))
         for name, section in sections.items():
-            before = self._in_code.setdefault(service, {}).get(name)
-            together = isinstance(section, Mapping) and isinstance(before, Mapping)
-            self._in_code[service][name] = {**before, **section} if together else section  # type: ignore[dict-item]
+            own = self._in_code.setdefault(service, {})
+            if isinstance(section, Mapping) and name in own:
+                before = own[name]  # a dict changes one section further; what was replaced is replaced as it is now
+                now = getattr(self.policy_of(service), name)
+                own[name] = {**before, **section} if isinstance(before, Mapping) else now
+            else:
+                own[name] = section
 
     def put(self, service: str, policy: ServicePolicy) -> None:
         """Replace the whole policy of `service`; the default one is what it had before anything was changed."""
