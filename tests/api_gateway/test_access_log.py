@@ -118,7 +118,7 @@ async def test_a_client_that_leaves_is_499_and_a_service_that_breaks_off_is_name
     async with RawUpstream(never) as upstream, serving(gateway_to(upstream.url, access_log=True)) as port:
         _, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(request("GET /api/x"))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await asked.wait()
             writer.close()
             await logged.wait()

@@ -38,7 +38,7 @@ def new_gateway(registry: MemoryRegistry, **settings: object) -> APIGateway:
     return APIGateway(service_mesh=mesh, **given)  # type: ignore[arg-type]
 
 
-async def eventually(condition: Callable[[], bool], timeout: float = 5.0) -> float:
+async def eventually(condition: Callable[[], bool], timeout: float = 30.0) -> float:
     """Wait until `condition` holds; the seconds that it took."""
     started = time.monotonic()
     async with asyncio.timeout(timeout):

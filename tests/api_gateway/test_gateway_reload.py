@@ -90,7 +90,7 @@ async def opened(gateway: APIGateway) -> AsyncIterator[APIGateway]:
         yield gateway
 
 
-async def until(condition: Callable[[], Awaitable[bool]], timeout: float = 5.0) -> None:
+async def until(condition: Callable[[], Awaitable[bool]], timeout: float = 30.0) -> None:
     """Wait for what a watched file or store brings about in its own time."""
     async with asyncio.timeout(timeout):
         while not await condition():  # noqa: ASYNC110 - it watches another thread, or a file

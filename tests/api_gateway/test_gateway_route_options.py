@@ -382,7 +382,7 @@ async def test_seats_of_a_route_are_its_own() -> None:
         )
         async with serving(gateway) as port, asyncio.TaskGroup() as tasks:
             running = [tasks.create_task(talk(port, request(f"GET {path}"))) for path in ("/own/x", "/shared/x")]
-            await asyncio.wait_for(full.wait(), 5)
+            await asyncio.wait_for(full.wait(), 20)
             refused = await talk(port, request("GET /own/y"))
             leave.set()
             answers = await asyncio.gather(*running)

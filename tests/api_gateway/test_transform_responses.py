@@ -261,7 +261,7 @@ async def test_an_answer_that_can_not_be_sent_is_a_failure_of_the_gateway(spoil,
         gateway.add_transformers(None, change)
         async with serving(gateway) as port:
             raw = await talk(port, request("GET /api/x"))
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(20):
                 await closed.wait()
 
     assert parts(raw)[0] == 500
@@ -358,7 +358,7 @@ async def test_events_arrive_one_by_one(transformer: object) -> None:
         async with serving(gateway) as port:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(request("GET /api/x"))
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(20):
                 await reader.readuntil(b"data: 1\n\n")
                 go_on.set()
                 await reader.readuntil(b"data: 2\n\n")
@@ -435,7 +435,7 @@ async def test_a_client_that_leaves_while_a_transformer_works_leaves_nothing_beh
         async with serving(gateway) as port:
             _, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(request("GET /api/x"))
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(20):
                 await entered.wait()
                 writer.close()
                 await writer.wait_closed()

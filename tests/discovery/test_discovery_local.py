@@ -72,7 +72,7 @@ def open_files() -> list[str]:
 
 async def healed(registry: LocalRegistry, other: LocalRegistry, registration: Registration) -> None:
     """Wait until beats have put the instance back where a registry that opens the file now finds it."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while True:
             with suppress(ServiceDiscoveryError, ConfigurationError):
                 await registration.beat()
@@ -414,7 +414,7 @@ async def test_a_file_whose_journal_can_t_be_switched_yet_is_waited_for(registry
         assert not opening.done()
         reader.execute("ROLLBACK")
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await opening
 
 

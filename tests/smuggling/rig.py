@@ -177,7 +177,7 @@ class Lane:
 
     async def _wait_settled(self) -> None:
         """Wait until the gateway has nothing left to do, nor the service anything to take down."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while True:
                 for _ in range(
                     12

@@ -63,7 +63,7 @@ def _reply(readline: Callable[[], bytes], read: Callable[[int], bytes]) -> Reply
     return rest
 
 
-def _wait(condition: Callable[[], bool], what: str, timeout: float = 15.0) -> None:
+def _wait(condition: Callable[[], bool], what: str, timeout: float = 30.0) -> None:
     end = time.monotonic() + timeout
     while True:
         with suppress(OSError, RedisError):

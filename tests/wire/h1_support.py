@@ -156,6 +156,6 @@ def start(coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Let the loop turn until `condition` holds; 5 s are enough for anything that has to happen by itself."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not condition():  # noqa: ASYNC110 - the wire has no events for tests
             await asyncio.sleep(0)

@@ -159,7 +159,7 @@ async def test_closing_a_response_early_closes_the_connection(wire: H1Wire):
         response.on_close(lambda _, outcome, error: outcomes.append(outcome), None)
         await response.aclose()
         await response.aclose()
-        await asyncio.wait_for(closed.wait(), 5)
+        await asyncio.wait_for(closed.wait(), 20)
 
         assert outcomes == [Outcome.ABANDONED]
         assert not response.at_end

@@ -309,7 +309,7 @@ async def test_more_calls_than_the_instance_allows_on_a_connection_open_another(
 
 async def until_slowly(condition):
     """Wait for what needs the network's turns too."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not condition():  # noqa: ASYNC110 # the condition is on the other side of a socket
             await asyncio.sleep(0.001)
 

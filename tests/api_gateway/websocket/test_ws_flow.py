@@ -53,7 +53,7 @@ async def test_memory_stays_small_while_a_client_does_not_read(ws: str, processe
             assert await sent < 64 * MIB  # the kernel's buffers on three sockets
             assert resident(child.pid) - before < 16 * MIB
             client.transport.abort()
-        await asyncio.wait_for(service.left.wait(), 5)
+        await asyncio.wait_for(service.left.wait(), 20)
 
 
 @pytest.mark.parametrize("ws", ["websockets-sansio", pytest.param("wsproto", marks=pytest.mark.soak)])

@@ -119,7 +119,7 @@ async def test_a_101_that_does_not_fit_the_question_is_a_502(extra: list[str], k
         response = await refusal(port, subprotocols=["chat", "mqtt"])
         assert response.status_code == 502
         assert json.loads(response.body)["reason"] == "invalid-response"
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await upstream.closed.wait()
         assert gateway.life is not None
         assert gateway.life.websockets.statistics() == {"handshakes": 1, "refused": 1, "opened": 0, "running": 0}
@@ -258,7 +258,7 @@ async def test_a_client_that_leaves_during_the_handshake_takes_the_call_with_it(
             b"GET /api/ws HTTP/1.1\r\nHost: gw\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
             b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
         )
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await asked.wait()
             writer.close()
             await writer.wait_closed()
@@ -343,7 +343,7 @@ async def handshake_by_hand(
         "extensions": {"websocket.http.response": {}},
         **scope,
     }
-    async with gateway.opened({}), asyncio.timeout(5):
+    async with gateway.opened({}), asyncio.timeout(20):
         await gateway(whole, arrived.get, send)
     return sent
 

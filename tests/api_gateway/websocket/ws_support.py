@@ -77,7 +77,7 @@ class Service:
 
     async def close_code(self) -> int | None:
         """The code that the last connection ended with, as the service saw it."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await self.left.wait()
         return self.closes[-1][0]
 
@@ -122,7 +122,7 @@ async def closed(client: ClientConnection) -> tuple[int | None, str | None]:
     return client.close_code, client.close_reason
 
 
-async def until(condition: Callable[[], bool], what: str, timeout: float = 5.0) -> None:
+async def until(condition: Callable[[], bool], what: str, timeout: float = 30.0) -> None:
     """Wait for what other tasks of this loop do in their own time."""
     async with asyncio.timeout(timeout):
         while not condition():  # noqa: ASYNC110 - there is no event to wait for
