@@ -8,6 +8,8 @@ second it hardly depends on what else the machine does.
 from __future__ import annotations
 
 import argparse
+import base64
+import hmac
 import importlib.metadata
 import json
 import os
@@ -23,6 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks._apps import SECRET
 from tests.support import servers
 from tests.support.process import ChildProcess, Processes, free_port, process_tree
 
@@ -56,6 +59,17 @@ http:
 """
 
 
+def token() -> str:
+    """A JWT for those candidates that ask for one; the others get it too, so that all have the same bytes to read."""
+    parts = ({"alg": "HS256", "typ": "JWT"}, {"sub": "bench", "exp": 4_000_000_000, "scope": "read write"})
+    signed = b".".join(base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=") for part in parts)
+    signature = hmac.digest(SECRET.encode(), signed, "sha256")
+    return (signed + b"." + base64.urlsafe_b64encode(signature).rstrip(b"=")).decode()
+
+
+TOKEN = token()
+
+
 class Unavailable(Exception):
     """This candidate can't be measured here, and why."""
 
@@ -76,8 +90,19 @@ class Bench:
         command = [program("nginx"), "-c", str(config), "-p", str(self.folder)]
         return self.processes.start(command, name=name, port=port, core=core).wait_listening()
 
+    def standalone(self, app: str) -> ChildProcess:
+        """Our gateway as the process that `fastapi-mesh gateway` makes of it."""
+        command = [sys.executable, "-m", "fastapi_mesh.api_gateway", "--app", f"benchmarks._apps:{app}"]
+        child = self.processes.start(
+            [*command, "--host", "127.0.0.1", "--port", "{port}"],
+            name=app,
+            environment={"BENCH_UPSTREAM": f"http://127.0.0.1:{self.upstream}"},
+            core=GATEWAY_CORE,
+        )
+        return child.wait_ready(re.compile("gateway on http://"))
+
     def uvicorn(self, app: str) -> ChildProcess:
-        # As `await gateway.start()` serves: nothing between the server and the application.
+        """An application on uvicorn as our own server uses it: nothing between the server and the application."""
         arguments = ["--loop", "uvloop", "--http", "httptools", "--no-access-log", "--backlog", "4096"]
         arguments += ["--no-proxy-headers", "--no-date-header", "--no-server-header"]
         environment = {"BENCH_UPSTREAM": f"http://127.0.0.1:{self.upstream}", "BENCH_BODY": BODY}
@@ -116,12 +141,14 @@ class Candidate:
     failures: int = 0
 
 
-def _python(app: str, *distributions: str) -> Callable[[Bench], ChildProcess]:
+def _python(
+    app: str, *distributions: str, by: Callable[[Bench, str], ChildProcess] = Bench.uvicorn
+) -> Callable[[Bench], ChildProcess]:
     def start(bench: Bench) -> ChildProcess:
         for distribution in distributions:
             version_of(distribution)
         try:
-            return bench.uvicorn(app)
+            return by(bench, app)
         except RuntimeError as error:
             raise Unavailable(str(error).rstrip().rpartition("\n")[2]) from error
 
@@ -130,7 +157,9 @@ def _python(app: str, *distributions: str) -> Callable[[Bench], ChildProcess]:
 
 CANDIDATES = {
     "static": Candidate("static ASGI app, no proxy", _python("static")),
-    "mesh": Candidate("fastapi-mesh APIGateway", _python("gateway", "fastapi-mesh")),
+    "mesh": Candidate("fastapi-mesh APIGateway", _python("gateway", "fastapi-mesh", by=Bench.standalone)),
+    "guarded": Candidate("  with JWT, limits, traces", _python("guarded", "opentelemetry-sdk", by=Bench.standalone)),
+    "cached": Candidate("  and from the cache", _python("cached", "opentelemetry-sdk", by=Bench.standalone)),
     "proxy-lib": Candidate("fastapi-proxy-lib", _python("proxy_lib", "fastapi-proxy-lib")),
     "traefik": Candidate("Traefik", Bench.traefik),
     "nginx": Candidate("nginx", lambda bench: bench.nginx("proxy", NGINX_PROXY, GATEWAY_CORE, upstream=bench.upstream)),
@@ -162,7 +191,7 @@ def cpu_seconds(pid: int) -> float:
 
 def wrk(port: int, seconds: int, connections: int) -> str:
     command = ["taskset", "--cpu-list", str(LOAD_CORE), program("wrk"), "-t1", f"-c{connections}", f"-d{seconds}s"]
-    command += ["--latency", f"http://127.0.0.1:{port}{PATH}"]
+    command += ["-H", f"authorization: Bearer {TOKEN}", "--latency", f"http://127.0.0.1:{port}{PATH}"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
@@ -182,7 +211,7 @@ def measure(candidate: Candidate, seconds: int, connections: int) -> None:
     candidate.cpu.append(used / requests * 1e6)
     candidate.rate.append(float(re.search(r"Requests/sec:\s+([\d.]+)", output)[1]))  # type: ignore[index]
     for percent, values in (("50%", candidate.p50), ("99%", candidate.p99)):
-        values.append(milliseconds(re.search(rf"{percent}\s+(\S+)", output)[1]))  # type: ignore[index]
+        values.append(milliseconds(re.search(rf"(?m)^\s+{percent}\s+(\S+)", output)[1]))  # type: ignore[index]
     if wrong := re.search(r"Non-2xx or 3xx responses: (\d+)", output):
         candidate.failures += int(wrong[1])
     if errors := re.search(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", output):
@@ -194,7 +223,10 @@ def check(port: int) -> None:
     last = ""
     for _ in range(100):  # some listen before they have read their routes
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}{PATH}", timeout=10) as answer:
+            request = urllib.request.Request(
+                f"http://127.0.0.1:{port}{PATH}", headers={"authorization": f"Bearer {TOKEN}"}
+            )
+            with urllib.request.urlopen(request, timeout=10) as answer:
                 text = answer.read().decode()
         except urllib.error.URLError as error:
             text = f"{error}"

@@ -60,11 +60,12 @@ def listening_ports(pid: int) -> set[int]:
     try:
         with os.scandir(f"/proc/{pid}/fd") as entries:
             links = {os.readlink(entry.path) for entry in entries}
-    except FileNotFoundError:  # it has ended, or has just closed one of them
+        tables = [Path(f"/proc/{pid}/net/{table}").read_text() for table in ("tcp", "tcp6")]
+    except (FileNotFoundError, ProcessLookupError):  # it has ended, or has just closed one of them
         return set()
     ports = set()
-    for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+    for table in tables:
+        for line in table.splitlines()[1:]:
             fields = line.split()
             if fields[3] == "0A" and f"socket:[{fields[9]}]" in links:
                 ports.add(int(fields[1].rpartition(":")[2], 16))
