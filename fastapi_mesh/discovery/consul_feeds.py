@@ -30,8 +30,8 @@ POLLS = 10.0
 POLL_INTERVAL = 1.0
 """Seconds at least between two polls of one feed."""
 LEAST = 4
-"""Blocking queries that are tried for even when Consul has refused connections."""
-CAUTION = 300.0
+"""Blocking queries that are made in any case, also when Consul has refused connections."""
+CAUTION = 60.0
 """Seconds for which fewer blocking queries are made after such a refusal."""
 TOO_MANY = 429
 SUSPICION = 0.5
@@ -42,8 +42,8 @@ class Limiter:
     """Gives at most `limit` blocking queries to feeds, first come, first served; the others poll in turn.
 
     Several processes of one machine share Consul's limit without knowing of each other: when Consul refuses a
-    connection (429 today, closing it without an answer before), a quarter of the blocking queries here is given up for
-    some minutes.
+    connection (429 today, closing it without an answer before), a quarter of the blocking queries here is given up
+    for a minute.
     """
 
     def __init__(self, limit: int, clock: Clock) -> None:
