@@ -110,7 +110,7 @@ async def rolling_restart(
             for _ in range(rounds):
                 await cluster.roll()
     assert tally.failed == {}
-    assert len(tally.instances) > each * rounds  # the new ones have served too
+    assert len(tally.instances) >= each * rounds  # all but the first to go and the last to come, for certain
 
 
 @pytest.mark.spec("X-50")
