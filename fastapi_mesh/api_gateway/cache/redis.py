@@ -141,7 +141,7 @@ class RedisStore:
         received, partition, wanted = max(fitting, key=lambda each: each[0])
         if known is not None and (known.received, known.partition, known.selectors) == (received, partition, wanted):
             return Found(known if known.version == version else None, varies, version)
-        data = await self._client.get(_variant_of(key, partition, wanted))
+        data = await self._value(_variant_of(key, partition, wanted))
         return Found(_usable(data, key, selecting, version), varies, version)
 
     async def _put(self, key: Key, entry: Entry) -> bool:
@@ -150,10 +150,15 @@ class RedisStore:
             return False
         await self._client.set(_variant(key, entry), encode(entry), ttl=seconds)
         name = _list(key, entry.partition)
-        listed = [each for each in _variants(await self._client.get(name)) if each[1] != entry.selectors]
+        listed = [each for each in _variants(await self._value(name)) if each[1] != entry.selectors]
         listed = [(entry.received, entry.selectors), *listed][: self._max_variants]
         await self._client.set(name, _encode_variants(listed), ttl=RETENTION)
         return True
+
+    async def _value(self, name: str) -> bytes | None:
+        """By MGET, to which a foreign value of another type (a hash...) is none; SET then puts ours in its place."""
+        (value,) = await self._client.multi_get([name])
+        return None if value is None else bytes(value)
 
     async def _settle(self) -> None:
         """Write the marks of all invalidations that are owed."""
@@ -169,7 +174,7 @@ class RedisStore:
     async def _purge(self, scope: Scope, mark: str) -> None:
         """Add a purge to the list. Somebody else may write at the same time, so see whether ours is there."""
         for _ in range(8):
-            known = _purges(await self._client.get("purges"))
+            known = _purges(await self._value("purges"))
             if (scope, mark) in known:
                 return
             known = [each for each in known if each[0] != scope]

@@ -332,6 +332,20 @@ async def test_what_somebody_else_wrote_into_redis_is_a_miss_and_never_run(redis
             assert (await stage.get()).status == 200
 
 
+async def test_values_of_another_type_under_its_keys_are_misses_and_make_way(redis_server: RedisServer) -> None:
+    async with gateway(redis_server.url, numbered(LONG)) as stage:
+        await stage.get()
+        keys = redis_server.keys()
+        for key in keys:
+            redis_server.command("DEL", key)
+            redis_server.command("HSET", key, "field", "value")
+        await stage.memory.aclose()
+
+        assert not (await stage.get()).is_hit
+        await stage.memory.aclose()
+        assert (await stage.get()).is_hit, "it was stored, and Redis was not taken for one that fails"
+
+
 async def test_a_cancelled_request_leaves_the_client_of_redis_in_order(redis_server: RedisServer) -> None:
     async with gateway(redis_server.url, numbered(LONG)) as stage:
         for turns in range(40):
