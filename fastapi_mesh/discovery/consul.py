@@ -11,7 +11,7 @@ import itertools
 import logging
 import secrets
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from fastapi_mesh.core.clock import SystemClock
 from fastapi_mesh.core.control import tls_problem
@@ -20,7 +20,7 @@ from fastapi_mesh.discovery.base import KnownService
 from fastapi_mesh.discovery.consul_agent import ConsulAgent, ConsulRegistration
 from fastapi_mesh.discovery.consul_api import FILTERED, ConsulApi, ConsulError, decoded, segment
 from fastapi_mesh.discovery.consul_feeds import Feed, Limiter, Source, Terms
-from fastapi_mesh.discovery.consul_rows import NAMESPACE_TAG, Reader, passes, registration
+from fastapi_mesh.discovery.consul_rows import LEASE, NAMESPACE_TAG, Reader, passes, registration
 from fastapi_mesh.discovery.consul_start import CATALOG, check_rights, check_server, where
 from fastapi_mesh.discovery.lists import check, is_loopback, ordered, same
 from fastapi_mesh.discovery.rows import Owner, check_times
@@ -41,6 +41,7 @@ BACK_AGAIN = 10.0
 """Seconds within which a node that waits for its registry tries again (core/tasks.py)."""
 FORGET = 60.0
 """Seconds for which a watch that failed is remembered, to be gone on with."""
+CRITICAL = "/v1/health/state/critical"
 ITSELF = "consul"
 """The service as which Consul's servers list themselves."""
 
@@ -73,6 +74,7 @@ class ConsulRegistry:
         self._terms = self._new_terms()
         self._feeds: dict[str, Feed[Instance]] = {}
         self._names: Feed[KnownService] | None = None
+        self._looked_at: dict[str, Reader] = {}
         self._owner: Owner | None = None
         self._births = itertools.count(1)
 
@@ -124,7 +126,7 @@ class ConsulRegistry:
             self._leave(service, feed, keep=failed)
 
     async def watch_services(self) -> AsyncIterator[tuple[KnownService, ...]]:
-        """See `ServiceList.watch_services`. A service whose last instance has crashed stays until Consul forgets it."""
+        """See `ServiceList.watch_services`. A service whose last lease is over is gone within `wait` seconds."""
         if self._names is None:
             self._names = Feed(self._terms, Source(CATALOG, self._read_names, hold=self._hold))
         feed = self._names
@@ -134,7 +136,8 @@ class ConsulRegistry:
         try:
             while True:
                 version = await feed.wait_newer(version)
-                current = tuple(feed.values[name] for name in sorted(feed.values))
+                crashed = await self._crashed()
+                current = tuple(feed.values[name] for name in sorted(feed.values) if name not in crashed)
                 if current != last:
                     last = current
                     yield current
@@ -217,10 +220,8 @@ class ConsulRegistry:
         feed = self._feeds.get(service)
         if feed is None:
             self._forget()
-            params = (*(("tag", tag) for tag in self._settings.consul.tags),)
-            reader = Reader(service, self._namespace, self._settings.consul.zone_key)
-            path = f"/v1/health/service/{segment(service)}"
-            source = Source(path, lambda answer: _read(reader, answer, path), params, self._hold, _same_place)
+            reader, path = self._reader(service), _path(service)
+            source = Source(path, lambda answer: _read(reader, answer, path), self._tags, self._hold, _same_place)
             feed = self._feeds[service] = Feed(self._terms, source)
         feed.users += 1
         return feed
@@ -240,9 +241,29 @@ class ConsulRegistry:
         for service in [name for name, feed in self._feeds.items() if not feed.users and feed.left_at < old]:
             del self._feeds[service]
 
+    def _reader(self, service: str) -> Reader:
+        return Reader(service, self._namespace, self._settings.consul.zone_key)
+
+    @property
+    def _tags(self) -> tuple[tuple[str, str], ...]:
+        return (*(("tag", tag) for tag in self._settings.consul.tags),)
+
     @property
     def _hold(self) -> float:
         return BACK_AGAIN + 1.25 * self._settings.heartbeat
+
+    async def _crashed(self) -> frozenset[str]:
+        """Our services of which every lease is over; Consul lists them until it forgets them. Raises ConsulError."""
+        answer = await self._api.read(CRITICAL)
+        checks = None if answer.content is None else decoded(answer.content, CRITICAL)
+        try:
+            names = {str(each["ServiceName"]) for each in cast("Any", checks) if each["CheckID"].endswith(LEASE)}
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ConsulError(f"what answered to GET {CRITICAL} is not Consul") from error
+        found = [(name, await self._api.read(_path(name), self._tags)) for name in sorted(names)]
+        # Readers say once what they leave out.
+        self._looked_at = {name: self._looked_at.get(name) or self._reader(name) for name in names}
+        return frozenset(name for name, each in found if not _read(self._looked_at[name], each.content, _path(name)))
 
     def _read_names(self, answer: ControlAnswer | None) -> dict[str, KnownService]:
         names = None if answer is None else decoded(answer, CATALOG)
@@ -256,6 +277,10 @@ class ConsulRegistry:
                 plain = frozenset(str(tag) for tag in tags if not str(tag).startswith(NAMESPACE_TAG))
                 known[name] = KnownService(name, plain)
         return known
+
+
+def _path(service: str) -> str:
+    return f"/v1/health/service/{segment(service)}"
 
 
 def _read(reader: Reader, answer: ControlAnswer | None, path: str) -> dict[str, Instance]:

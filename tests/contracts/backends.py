@@ -106,9 +106,6 @@ class Backend:
 class RegistryBackend(Backend):
     """A backend with leases. `registrar` is a new client; `wipe` makes the registry forget all it knows."""
 
-    lists_crashed_services: ClassVar[bool] = False
-    """Whether its list of services has one whose last lease is over, for a minute or two."""
-
     lease = 0.8
     heartbeat = 0.1
 

@@ -54,7 +54,6 @@ def put_many(consul: ConsulServer, namespace: str, instances: list[Instance]) ->
 
 
 class Consul(RegistryBackend):
-    lists_crashed_services = True
     name = "consul"
     server = "consul"
     fixture = "consul_server"
@@ -66,7 +65,8 @@ class Consul(RegistryBackend):
 
     def _client(self) -> ConsulRegistry:
         """Each client is an object of its own, as in another process."""
-        client = registry(self.consul.url, self.namespace, lease=self.lease, heartbeat=self.heartbeat)
+        settings = {"lease": self.lease, "heartbeat": self.heartbeat, "consul": {"wait": 1.0}}
+        client = registry(self.consul.url, self.namespace, **settings)
         self.stack.push_async_callback(client.aclose)
         return client
 

@@ -104,8 +104,6 @@ async def test_changed_tags_are_told_and_another_instance_with_the_same_ones_is_
 
 
 async def test_a_service_whose_last_lease_is_over_is_gone(registry):
-    if registry.lists_crashed_services:
-        pytest.skip("its server lists it until it forgets the instance")
     async with listed(registry) as services:
         await anext(services)
         await registry.registrar().register(instance("users"))

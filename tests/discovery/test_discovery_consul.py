@@ -335,7 +335,7 @@ async def test_the_services_are_ours_and_those_of_nobody_s_mesh_without_consul_i
         "both": ["mesh-namespace=other", "mesh-namespace=shop"],
         "theirs": ["api", "mesh-namespace=other"],
     }
-    consul = ScriptedConsul(lambda asked: Said(names))
+    consul = ScriptedConsul(lambda asked: Said(names if asked.path.endswith("services") else []))
     services = consul.registry(namespace="shop").watch_services()
 
     assert await anext(services) == (
@@ -343,6 +343,29 @@ async def test_the_services_are_ours_and_those_of_nobody_s_mesh_without_consul_i
         KnownService("ours", frozenset({"api"})),
         KnownService("plain", frozenset({"v1"})),
     )
+    await services.aclose()
+
+
+@pytest.mark.spec("S-203")
+async def test_a_service_of_ours_whose_instances_have_all_crashed_is_not_listed():
+    lease = {"CheckID": "web:w-x-1:lease", "ServiceName": "web", "Status": "critical"}
+    others = {"CheckID": "disk", "ServiceName": "", "Status": "critical"}
+    there: list[object] = []
+
+    def answer(asked: Asked) -> Said:
+        if asked.path == "/v1/catalog/services":
+            return Said({"web": ["mesh-namespace=default"], "api": []})
+        if asked.path == "/v1/health/state/critical":
+            return Said([lease, others])
+        assert asked.path == "/v1/health/service/web"
+        return Said(there)
+
+    consul = ScriptedConsul(answer, clock=FakeClock(skip_sleeps=True))
+    services = consul.registry().watch_services()
+    assert [each.name for each in await anext(services)] == ["api"]
+
+    there.append(entry())  # one of several is left
+    assert [each.name for each in await anext(services)] == ["api", "web"]
     await services.aclose()
 
 
