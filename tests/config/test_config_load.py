@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import pathlib
 from typing import TYPE_CHECKING
 
 import pytest
@@ -442,3 +443,26 @@ def test_a_node_s_settings_are_the_same_from_the_environment(settings: dict[str,
     }
 
     assert load_mesh_config(env=env) == load_mesh_config(settings, env={})
+
+
+@pytest.mark.spec("X-53")
+def test_what_a_lower_source_says_for_another_backend_does_not_count(tmp_path: Path) -> None:
+    file = tmp_path / "mesh.toml"
+    file.write_text('[discovery]\nbackend = "consul"\nhost = "consul.example"\nlease = 20\n')
+    env = {"MESH_DISCOVERY__PATH": "/var/registry.db", "MESH_DISCOVERY__LEASE": "30"}
+
+    code = load_mesh_config(env=env, discovery_backend="static").discovery
+    variables = load_mesh_config(env={**env, "DISCOVERY_BACKEND": "local"}, file=file).discovery
+
+    assert (code.backend, code.path) == ("static", None)
+    assert (variables.backend, variables.host, variables.lease, variables.path) == (
+        "local",
+        None,
+        30,
+        pathlib.Path("/var/registry.db"),
+    )
+    assert mesh_problems({"DISCOVERY_BACKEND": "static", "MESH_DISCOVERY__HOST": "x"}) == [
+        "discovery.host (MESH_DISCOVERY__HOST): the backend 'static' does not have it; it has no settings of its own"
+    ]
+    (problem,) = mesh_problems(env, file=file)
+    assert problem.startswith("discovery.path (MESH_DISCOVERY__PATH): the backend 'consul' does not have it; it has ")
