@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from fastapi_mesh.discovery.base import KnownService
     from fastapi_mesh.discovery.etcd_client import EtcdClient
 
+SHORTEST_TIMEOUT = 1.0
+"""Seconds that a heartbeat may take, however often there is one."""
+
 
 class EtcdRegistry:
     """A Discovery, a ServiceList and a Registrar over `client`, which it closes.
@@ -191,7 +194,6 @@ class EtcdRegistry:
             except EtcdError as error:
                 raise ServiceDiscoveryError(str(error), service=row.instance.service) from error
             own.lease = 0
-            self._own.pop(key_of(row), None)
 
     async def _put(self, own: _Own, row: Row) -> None:
         """Store `row` with a lease, the one it has if that is still there."""
@@ -214,13 +216,14 @@ class EtcdRegistry:
 
     async def _prolong(self, lease: int) -> bool:
         """Whether the lease was there; within a heartbeat, so that a member that hangs does not cost it."""
-        answer = await self._client.call("lease/keepalive", {"ID": str(lease)}, timeout=self._heartbeat)
+        timeout = max(SHORTEST_TIMEOUT, self._heartbeat)
+        answer = await self._client.call("lease/keepalive", {"ID": str(lease)}, timeout=timeout)
         return number(answer, "TTL") > 0
 
     async def _is_there(self, row: Row) -> bool:
         """Whether the key is: somebody may have removed it by hand. Asks the member itself, without its quorum."""
         key = self._folder + key_of(row)
-        if self._feed.live and key in self._feed.rows:
+        if self._feed.sees(key):
             return True
         answer = await self._client.call("kv/range", {"key": encoded(key), "count_only": True, "serializable": True})
         return number(answer, "count") > 0

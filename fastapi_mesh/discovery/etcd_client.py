@@ -17,7 +17,7 @@ from fastapi_mesh.discovery.etcd_messages import (
     table_of,
     unreachable,
 )
-from fastapi_mesh.exceptions import ServiceUnavailableError, UpstreamTimeoutError
+from fastapi_mesh.exceptions import InvalidRequestError, ServiceUnavailableError, UpstreamTimeoutError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
@@ -147,7 +147,7 @@ class EtcdClient:
         headers = {"Authorization": token} if token else None
         try:
             answer = await control.request("POST", f"/v3/{path}", json=body, headers=headers, timeout=timeout)
-        except ServiceUnavailableError as error:
+        except (ServiceUnavailableError, InvalidRequestError) as error:  # the latter for a token that is none
             raise unreachable(name, error) from error
         table = table_of(answer.content, name, answer.status)
         if answer.status != 200 or "error" in table:
@@ -184,6 +184,8 @@ class EtcdClient:
         except UpstreamTimeoutError as error:
             if created:
                 raise TimeoutError(f"{name}: nothing came for {idle:g} s") from error
+            raise unreachable(name, error) from error
+        except InvalidRequestError as error:
             raise unreachable(name, error) from error
         except ServiceUnavailableError as error:
             if error.status_code is None:

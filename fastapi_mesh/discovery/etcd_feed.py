@@ -63,10 +63,9 @@ class Feed:
         self._held: set[bytes] = set()
         self._release: Timer | None = None
 
-    @property
-    def live(self) -> bool:
-        """Whether the rows are followed right now."""
-        return self._live
+    def sees(self, key: bytes) -> bool:
+        """Whether etcd has `key`, as far as is followed right now."""
+        return self._live and key in self.rows and key not in self._held
 
     def statistics(self) -> dict[str, int]:
         """Rows known, watchers, and what following them took."""
@@ -128,6 +127,7 @@ class Feed:
         finally:
             if self._task is asyncio.current_task():
                 self._live = False
+                self._failure = self._failure or EtcdError("following etcd ended by a mistake")
                 self._wake(tuple(self._waiters))
 
     def _take(self, batch: Batch[Stored]) -> None:
@@ -138,7 +138,7 @@ class Feed:
             if batch.restored and missing:
                 self._keep(missing)
             else:
-                changes |= dict.fromkeys(missing)
+                changes |= dict.fromkeys(missing - self._held)
         affected = self.rows.apply(changes)
         begins, self._live = not self._live, True
         self._wake(tuple(self._waiters) if begins else (*affected, ALL) if affected else ())

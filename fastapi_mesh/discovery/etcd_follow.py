@@ -67,7 +67,7 @@ class Follow(Generic[T]):
         self._idle = idle
         self._clock: Clock = clock or SystemClock()
         self._revision = 0  # up to which all is known; 0 for nothing
-        self._last = (0, 0)  # the newest term and revision of the store that were seen
+        self._newest = (0, 0)  # the highest term and revision of the store that were seen
         self._heard = 0.0
         self._counts = {"snapshots": 0, "events": 0}
 
@@ -77,7 +77,7 @@ class Follow(Generic[T]):
 
     def forget(self) -> None:
         """Begin with everything next time."""
-        self._revision, self._last = 0, (0, 0)
+        self._revision, self._newest = 0, (0, 0)
 
     async def changes(self) -> AsyncGenerator[Batch[T], None]:
         """Yield all keys, then each change; an empty batch says that a watch has begun.
@@ -122,29 +122,33 @@ class Follow(Generic[T]):
             rows.update((each.key, row) for each in found if (row := self._parse(each)) is not None)
             more = bool(answer.get("more") and found)
             start = found[-1].key + b"\0" if found else start
-        restored = first < self._last
+        restored = self._knew_more(first)
         self._counts["snapshots"] += 1
-        self._last, self._revision, self._heard = first, first[1], self._clock.now()
+        self._newest, self._revision, self._heard = first, first[1], self._clock.now()
         return Batch(rows, complete=True, restored=restored)
 
     async def _watch(self) -> AsyncGenerator[Batch[T], None]:
         messages = self._client.watch(self._start, self._end, self._revision + 1, idle=self._idle)
         async with aclosing(messages):
             async for message in messages:
+                state = state_of(message)
                 if message.get("created"):
-                    state = state_of(message)
-                    if state < self._last:  # restored from a backup, empty, or a member that lags
+                    if self._knew_more(state):  # restored from a backup, empty, or a member that lags
                         raise EtcdError("etcd knows less than it did", Kind.COMPACTED)
-                    self._last = state
                     yield Batch()
-                elif batch := self._events(message):
+                elif batch := self._events(message, state[1]):
                     yield batch
+                self._newest = max(self._newest[0], state[0]), max(self._newest[1], state[1], self._revision)
 
-    def _events(self, message: Table) -> Batch[T] | None:
+    def _knew_more(self, state: tuple[int, int]) -> bool:
+        """Whether the store was further once: its term and its revision only grow, unless it has lost something."""
+        return state[0] < self._newest[0] or state[1] < self._newest[1]
+
+    def _events(self, message: Table, revision: int) -> Batch[T] | None:
         """The changes in a message; later ones of a key replace earlier ones. None where there are none."""
         events = entries(message, "events")
         if not events:  # a notification of progress: nothing came up to there
-            self._revision = max(self._revision, state_of(message)[1])
+            self._revision = max(self._revision, revision)
             return None
         changes: dict[bytes, T | None] = {}
         for event in events:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, cast
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from fastapi_mesh.exceptions import ServiceUnavailableError
+    from fastapi_mesh.exceptions import MeshError
 
 Table = Mapping[str, object]
 
@@ -96,7 +96,7 @@ def number(table: Table, name: str) -> int:
 
 
 def state_of(message: Table) -> tuple[int, int]:
-    """The term and revision of the store: neither goes back unless it has lost something."""
+    """The term and revision of the store."""
     header = cast("Table", message["header"])  # each answer has been checked for it
     return number(header, "raft_term"), number(header, "revision")
 
@@ -110,7 +110,7 @@ def table_of(content: bytes, name: str, status: int) -> Table:
     """The first line of an answer as a table."""
     try:
         found = json.loads(content.split(b"\n", 1)[0])
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if isinstance(found, Mapping):
         return found
@@ -164,7 +164,7 @@ def checked(name: str, message: Table) -> Table:
     return message
 
 
-def unreachable(name: str, error: ServiceUnavailableError) -> EtcdError:
+def unreachable(name: str, error: MeshError) -> EtcdError:
     """The error for a server that can't be spoken with; one of TLS is mended by whoever made the settings."""
     cause: BaseException | None = error
     while cause is not None:

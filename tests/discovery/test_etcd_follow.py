@@ -180,7 +180,7 @@ async def test_what_is_compacted_is_asked_for_anew():
     assert script.starts == [3, 51]
 
 
-@pytest.mark.parametrize(("revision", "term"), [(3, 2), (900, 1)])
+@pytest.mark.parametrize(("revision", "term"), [(3, 2), (900, 1), (3, 9)])
 async def test_a_server_that_knows_less_than_before_is_asked_for_everything(revision: int, term: int):
     script = Script(
         ranges=[header(50), header(revision, term)],
@@ -191,6 +191,19 @@ async def test_a_server_that_knows_less_than_before_is_asked_for_everything(revi
 
     assert [batch.complete for batch in batches] == [True, False, True, False]
     assert batches[2].restored
+
+
+async def test_a_server_that_lost_what_came_after_the_watch_began_is_asked_for_everything_too():
+    script = Script(
+        ranges=[header(50), header(60)],
+        watches=[[created(50), events(900, put("a1", "x", 800)), SILENCE], [created(60)], [created(60)]],
+    )
+
+    batches = await take(follower(script), 5)
+
+    assert [batch.complete for batch in batches] == [True, False, False, True, False]
+    assert batches[3].restored
+    assert script.starts == [51, 801, 61]
 
 
 async def test_a_server_that_compacts_without_end_is_an_error_and_no_loop():
@@ -420,6 +433,23 @@ async def test_rows_that_etcd_has_lost_stay_until_those_that_live_had_time_to_co
         assert ids(feed) == ["one", "two"]
         await clock.advance(0.2)
         assert ids(feed) == ["two"]
+    await supervisor.aclose()
+
+
+async def test_a_mistake_of_ours_is_an_error_for_who_waits_and_no_silence(caplog: pytest.LogCaptureFixture):
+    clock, supervisor = FakeClock(), Supervisor()
+
+    def mistake(path: str, body: Body) -> object:
+        raise ZeroDivisionError
+
+    script = Script()
+    script.answer = mistake
+    feed = feed_of(script, clock, supervisor)
+
+    async with asyncio.timeout(5), feed.used():
+        with pytest.raises(EtcdError, match="mistake"):
+            await feed.ready()
+        await until(lambda: "ZeroDivisionError" in caplog.text)
     await supervisor.aclose()
 
 
