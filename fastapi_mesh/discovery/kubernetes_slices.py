@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from fastapi_mesh.core.instance import Instance
 from fastapi_mesh.discovery.base import KnownService
 from fastapi_mesh.discovery.lists import check, ordered
-from fastapi_mesh.discovery.rows import decode
+from fastapi_mesh.discovery.rows import instance_of
 from fastapi_mesh.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def _instance(
     }
     plain = more.get(id)
     if plain is not None:
-        told = decode(service, id, address, port["port"], json.dumps(plain))
+        told = instance_of(service, id, address, port["port"], plain)
         return told if ready else replace(told, health="unhealthy")
     return Instance(
         service,

@@ -151,8 +151,9 @@ def decode(service: str, id: str, address: str, port: int, document: str) -> Ins
     return instance_of(service, id, address, port, plain)
 
 
-def instance_of(service: str, id: str, address: str, port: int, plain: Mapping[str, Any]) -> Instance:
+def instance_of(service: str, id: str, address: str, port: int, document: Mapping[str, object]) -> Instance:
     """The instance of a document that is read already; see `decode`."""
+    plain = cast("dict[str, Any]", document)  # what is in it is found out below
     try:
         instance = Instance(
             service,
