@@ -28,7 +28,7 @@ from tests.support.consul import ConsulServer
 from tests.support.dns_server import NEGATIVE_TTL, DnsServer
 from tests.support.process import free_port
 
-pytestmark = [pytest.mark.anyio, pytest.mark.spec("S-170")]
+pytestmark = [pytest.mark.anyio, pytest.mark.spec("S-113", "X-57")]
 
 NAME = "_http._tcp.users."
 

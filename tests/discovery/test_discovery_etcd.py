@@ -28,7 +28,7 @@ from tests.contracts.server_backends import Followed
 from tests.support.etcd import EtcdCluster, EtcdServer, new_namespace, text
 from tests.support.fault_proxy import FaultProxy
 
-pytestmark = [pytest.mark.anyio, pytest.mark.server("etcd"), pytest.mark.spec("S-170")]
+pytestmark = [pytest.mark.anyio, pytest.mark.server("etcd"), pytest.mark.spec("S-102")]
 
 Make = Callable[..., EtcdRegistry]
 
@@ -475,6 +475,7 @@ async def test_the_interface_that_leads_to_an_endpoint_elsewhere_is_asked_for():
 # A whole node
 
 
+@pytest.mark.spec("S-102", "S-103")
 async def test_nodes_find_each_other_by_the_described_options(etcd_server: EtcdServer, space: Space):
     options = {"host": "127.0.0.1", "port": etcd_server.port}
     namespace = space.namespace.replace(" ", "-")
@@ -488,3 +489,13 @@ async def test_nodes_find_each_other_by_the_described_options(etcd_server: EtcdS
 
     async with node("payments") as three:
         assert await three.discover_services("users") == []
+
+
+@pytest.mark.spec("B31", "S-170")
+async def test_configuration_is_read_from_the_etcd_of_discovery(etcd_server: EtcdServer, space: Space):
+    namespace = space.namespace.replace(" ", "-")
+    etcd_server.put(f"fastapi-mesh/{namespace}/config/database", '{"pool": 20}')
+    options = {"host": "127.0.0.1", "port": etcd_server.port}
+
+    async with ServiceMesh("users", namespace=namespace, discovery_backend="etcd", discovery_config=options) as mesh:
+        assert (await mesh.get_config("database"))["pool"] == 20

@@ -20,7 +20,7 @@ from fastapi_mesh.exceptions import ServiceUnavailableError, UpstreamConnectionE
 from fastapi_mesh.testing import FakeClock
 from fastapi_mesh.wire.http import ControlResponse
 
-pytestmark = [pytest.mark.anyio, pytest.mark.spec("S-170", "X-57")]
+pytestmark = [pytest.mark.anyio, pytest.mark.spec("S-102", "X-57")]
 
 Body = Mapping[str, object]
 CUT = UpstreamConnectionError("cut", request_sent=True)
