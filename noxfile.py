@@ -196,7 +196,7 @@ def bare(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation strictly, and run every snippet in it, in the README and in the examples."""
-    session.install("-q", "-e", ".[cli,redis,transform,ws,yaml]", *DOCS_TOOLS)
+    session.install("-q", "-e", ".[cli,redis,dns,transform,ws,yaml]", *DOCS_TOOLS)
     session.run("zensical", "build", "--strict", "--clean")
     session.run("pytest", "tests/docs", "tests/examples", *session.posargs)
 
