@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import re
 import signal
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from fastapi_mesh.api_gateway.run import Options, make_gateway
+from fastapi_mesh.api_gateway.run import Ending, Options, make_gateway, run_in_loop
 from fastapi_mesh.exceptions import ConfigurationError
 from tests.api_gateway.gateway_support import RawUpstream, parts, request, talk
 from tests.support.process import ROOT, ChildProcess, Processes, free_port, process_tree, until
@@ -155,6 +156,28 @@ def test_wrong_arguments_are_told(options: Options, said: str, monkeypatch: pyte
 
     with pytest.raises(ConfigurationError, match=re.escape(said)):
         make_gateway(options)
+
+
+@pytest.mark.parametrize(("given", "during"), [(700, 10_000), (50_000, 50_000), (0, 0)])
+def test_the_process_looks_for_garbage_less_often_unless_somebody_has_said_how_often(given: int, during: int) -> None:
+    before = gc.get_threshold()
+    handlers = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT)]
+    seen: list[int] = []
+
+    async def work() -> int:
+        seen.append(gc.get_threshold()[0])
+        return 7
+
+    try:
+        gc.set_threshold(given, *before[1:])
+        assert run_in_loop(work, Ending()) == 7
+        assert gc.get_threshold()[0] == given
+    finally:
+        gc.set_threshold(*before)
+        for number, handler in handlers:
+            signal.signal(number, handler)
+
+    assert seen == [during]
 
 
 def runs(pid: int) -> bool:
