@@ -23,7 +23,7 @@ from tests.support.fault_proxy import Blackhole, Cut, Delay, Drip, Fault, Garbag
 if TYPE_CHECKING:
     from fastapi_mesh.discovery.base import Discovery
 
-pytestmark = [pytest.mark.anyio, pytest.mark.spec("X-57")]
+pytestmark = [pytest.mark.anyio, pytest.mark.spec("X-57", "S-400")]
 
 RECOVERY = 20.0
 """Seconds within which a node is registered and watching again (X-57)."""
