@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import time
 from typing import TYPE_CHECKING, Any, cast
 
 from fastapi_mesh.config.backends import DiscoveryConfig
@@ -16,7 +15,7 @@ from fastapi_mesh.wire.http import ControlClient
 from tests.contracts.backends import RegistryBackend
 from tests.contracts.config_backends import StoreBackend
 from tests.contracts.server_backends import ServerBackend, http
-from tests.support.consul import MANAGEMENT, ConsulServer
+from tests.support.consul import ANOTHER_NODE, MANAGEMENT, ConsulServer
 
 if TYPE_CHECKING:
     from fastapi_mesh.core.instance import Instance
@@ -40,17 +39,24 @@ def registry(url: str, namespace: str, *, lease: float, heartbeat: float, **sett
 
 
 def put_many(consul: ConsulServer, namespace: str, instances: list[Instance]) -> None:
-    """Register `instances` for a minute without waiting for each, and then wait until the catalog has all of them."""
+    """Put `instances` into the catalog as those of another machine, many in one step."""
     owner = Owner("many", 1.0)
+    operations: list[object] = []
     for number, each in enumerate(instances):
         body = registration(each, owner, number, namespace=namespace, lease=60.0, deregister_after=60.0)
-        consul.call("PUT", "/v1/agent/service/register", body)
-    path = f"/v1/catalog/service/{instances[0].service}"
-    for _ in range(300):
-        if len(cast("list[object]", consul.call("GET", path))) == len(instances):
-            return
-        time.sleep(0.05)
-    raise AssertionError("the catalog does not show all of them")
+        plain = {name: value for name, value in body.items() if name not in ("Name", "Check")}
+        check = cast("dict[str, object]", body["Check"])
+        lease = {"CheckID": check["CheckID"], "Name": "lease", "Status": check["Status"]}
+        lease |= {"Node": ANOTHER_NODE, "ServiceID": body["ID"], "ServiceName": body["Name"]}
+        service = {**plain, "Service": body["Name"]}
+        operations.append({"Service": {"Verb": "set", "Node": ANOTHER_NODE, "Service": service}})
+        operations.append({"Check": {"Verb": "set", "Check": lease}})
+    consul.write_all(
+        [
+            ("/v1/catalog/register", {"Node": ANOTHER_NODE, "Address": "127.0.0.1"}),
+            *(("/v1/txn", operations[start : start + 64]) for start in range(0, len(operations), 64)),
+        ]
+    )
 
 
 class Consul(RegistryBackend):

@@ -221,9 +221,9 @@ async def test_a_token_from_a_file_may_end_with_its_newline_and_one_that_is_none
 async def test_connections_stay_few_and_every_change_is_seen_however_many_services_are_watched(
     registry_of: Maker, consul_server: ConsulServer
 ) -> None:
-    names = [f"many-{number}" for number in range(40)]
+    names = [f"many-{number}" for number in range(20)]
     async with FaultProxy(consul_server.port) as proxy, AsyncExitStack() as stack:
-        registry = registry_of(proxy.port, consul={"max_watches": 10})
+        registry = registry_of(proxy.port, consul={"max_watches": 5})
         past = registry_of(consul_server.port)
         all_seen = [await stack.enter_async_context(Seen(registry, name)) for name in names]
         for seen in all_seen:
@@ -232,8 +232,8 @@ async def test_connections_stay_few_and_every_change_is_seen_however_many_servic
         for seen in all_seen:
             await seen.until(lambda now: len(now) == 1, timeout=30)
 
-        assert registry.statistics() == {"watches": 40, "blocking": 10}
-        assert proxy.connections <= 10 + 16
+        assert registry.statistics() == {"watches": 20, "blocking": 5}
+        assert proxy.connections <= 5 + 16
         for each in made:
             await each.withdraw()
 

@@ -12,13 +12,14 @@ into it stays: they use names of their own, or a namespace of their own.
 
 from __future__ import annotations
 
+import http.client
 import json
 import signal
 import subprocess
 import time
 import urllib.error
 import urllib.request
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -27,11 +28,15 @@ from tests.support.process import free_port, listening_ports
 from tests.support.servers import find
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
 MANAGEMENT = "management-token-of-the-tests"
 """The token that may do everything, of the server with ACLs."""
+
+
+ANOTHER_NODE = "another"
+"""A node that tests put into the catalog, with services that no agent has."""
 
 
 class ConsulServer:
@@ -104,16 +109,26 @@ class ConsulServer:
         except ValueError:
             return content.decode()
 
+    def write_all(self, calls: Iterable[tuple[str, object]]) -> None:
+        """Many PUTs, each a path and a JSON body, over one connection."""
+        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)) as connection:
+            for path, body in calls:
+                connection.request("PUT", path, json.dumps(body), {"X-Consul-Token": self.token})
+                answer = connection.getresponse()
+                content = answer.read()
+                assert answer.status == 200, content
+
     def forget(self, service: str | None = None) -> None:
         """Deregister all services (those of one name), and wait until its catalog has heard of it."""
         registered = self.call("GET", "/v1/agent/services")
         assert isinstance(registered, dict)
-        names = set()
-        for row in registered.values():
-            if service is None or row["Service"] == service:
-                names.add(row["Service"])
-                self.call("PUT", f"/v1/agent/service/deregister/{urllib.request.quote(row['ID'], safe='')}")
-        for name in names:
+        if service is None:
+            self.call("PUT", "/v1/catalog/deregister", {"Node": ANOTHER_NODE})
+        gone = [row for row in registered.values() if service in (None, row["Service"])]
+        self.write_all(
+            (f"/v1/agent/service/deregister/{urllib.request.quote(row['ID'], safe='')}", None) for row in gone
+        )
+        for name in {row["Service"] for row in gone}:
             path = f"/v1/catalog/service/{urllib.request.quote(name, safe='')}"
             for _ in range(500):
                 if not self.call("GET", path):
