@@ -96,6 +96,25 @@ async def test_a_list_is_kept_while_the_way_to_the_server_is_broken_and_followed
     assert published(followed) == [["users-001"], ["users-001", "users-002"]]
 
 
+async def test_a_list_is_kept_while_the_server_is_gone_and_followed_again_when_it_is_back(
+    backend: ServerBackend,
+) -> None:
+    await backend.put(instance(1))
+    async with Followed(backend.client()) as followed:
+        await followed.until_ids("users-001")
+
+        await backend.away()
+        await followed.until(lambda: followed.failure is not None)
+        await asyncio.sleep(1.0)  # several attempts; a minute is a soak's (scenarios)
+        await backend.put(instance(2))
+        assert followed.ids == ["users-001"]
+
+        await backend.back()
+        await followed.until_ids("users-001", "users-002", timeout=RECOVERY)
+        assert followed.failure is None
+    assert published(followed) == [["users-001"], ["users-001", "users-002"]]
+
+
 async def test_a_list_is_kept_whatever_nonsense_is_answered(backend: ServerBackend) -> None:
     await backend.put(instance(1))
     async with Followed(backend.client()) as followed:
