@@ -51,7 +51,7 @@ class EtcdConfig(Frozen):
         "`host` and `port`, which else come first if `host` is set.",
     )
     watch_idle: Seconds = Field(
-        default=30.0,
+        default=10.0,
         description="Seconds of silence after which a watch is opened anew, since a connection that a router has "
         "forgotten is silent too. It goes on where it was.",
     )

@@ -41,8 +41,8 @@ class EtcdRegistry:
     """A Discovery, a ServiceList and a Registrar over `client`, which it closes.
 
     An instance whose last beat is `lease` seconds ago is gone; etcd counts whole seconds, and none below its election
-    timeout (2 by default). When etcd has lost its data, lists stay as they were for a lease and the 10 s after which a
-    node tries again at the latest; those that live have registered anew by then.
+    timeout (2 by default). When etcd has lost its data, or the leases of most, lists stay as they were for a lease and
+    the 10 s after which a node tries again at the latest; those that live have registered anew by then.
 
     Use one object in one event loop at a time; `aclose` it at the end.
     """
@@ -178,6 +178,7 @@ class EtcdRegistry:
                 if not (own.lease and await self._prolong(own.lease) and await self._is_there(row)):
                     await self._put(own, row)
             except EtcdError as error:
+                self._feed.doubt()  # those of others fail too
                 raise ServiceDiscoveryError(str(error), service=row.instance.service) from error
 
     async def remove(self, row: Row) -> None:

@@ -57,7 +57,7 @@ class Follow(Generic[T]):
         end: bytes,
         parse: Callable[[KeyValue], T | None],
         *,
-        idle: float = 30.0,
+        idle: float = 10.0,
         clock: Clock | None = None,
     ) -> None:
         self._client = client
@@ -86,7 +86,7 @@ class Follow(Generic[T]):
         answers, or one cuts each watch at once.
         """
         if self._clock.now() - self._heard > RESUME:
-            self.forget()
+            self._revision = 0
         attempts = 0
         while True:
             begun: float | None = None

@@ -42,7 +42,7 @@ class Space:
 
     prefix: str = "fastapi-mesh"
     namespace: str = "default"
-    watch_idle: float = 30.0
+    watch_idle: float = 10.0
 
     def folder(self, kind: str) -> bytes:
         """What the keys of one kind begin with.
@@ -120,6 +120,14 @@ class Rows:
     def missing_in(self, others: Mapping[bytes, object]) -> set[bytes]:
         """The keys that are here and not there."""
         return self._rows.keys() - others.keys()
+
+    def service_of(self, key: bytes) -> str:
+        """Whose row is under `key`, which is here."""
+        return self._rows[key].instance.service
+
+    def sizes(self) -> dict[str, int]:
+        """How many rows each service has."""
+        return {service: len(rows) for service, rows in self._services.items()}
 
     def list_of(self, service: str) -> tuple[Instance, ...]:
         """The instances of `service` that count (`discovery.rows.lists_of`)."""

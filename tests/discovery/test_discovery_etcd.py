@@ -198,17 +198,18 @@ async def test_what_happened_while_the_way_was_cut_is_seen_although_it_was_compa
 ):
     writer = registry(etcd_server.port)
     leaving = await writer.register(instance(1))
+    await writer.register(instance(2))
     async with FaultProxy(etcd_server.port) as proxy:
         view = registry(proxy.port)
         async with Followed(view) as followed:
-            await followed.until_ids("users-1")
+            await followed.until_ids("users-1", "users-2")
             await proxy.refuse()
             await followed.until(lambda: followed.failure is not None)
             await leaving.withdraw()
-            await writer.register(instance(2))
+            await writer.register(instance(3))
             etcd_server.compact()
             await proxy.accept()
-            await followed.until_ids("users-2")
+            await followed.until_ids("users-2", "users-3")
         assert view.statistics()["snapshots"] == 2
         await view.aclose()
 
@@ -230,6 +231,33 @@ async def test_an_etcd_that_lost_its_data_shortens_no_list_while_nodes_come_back
         async with Seen(registry(etcd_server.port), "users") as elsewhere:
             await elsewhere.until(lambda now: len(now) == 2, 20.0)
         assert [ids(each) for each in followed.lists] == [["users-1"], ["users-1", "users-2"]]
+    await own.withdraw_all()
+    await supervisor.aclose()
+
+
+@pytest.mark.spec("X-57")
+async def test_an_etcd_that_hung_until_all_leases_had_ended_empties_no_list(
+    etcd_server: EtcdServer, space: Space, registry: Make
+):
+    supervisor = Supervisor()
+    own = OwnRegistrations(registry(etcd_server.port, lease=1.0, heartbeat=0.3, request_timeout=1.0), supervisor)
+    for number in range(1, 5):
+        await own.add(instance(number))
+    watcher = registry(etcd_server.port, space=Space(namespace=space.namespace, watch_idle=0.5), request_timeout=0.5)
+    async with Followed(watcher) as followed:
+        await followed.until(lambda: len(followed.ids) == 4)
+        etcd_server.pause()
+        try:
+            await followed.until(lambda: followed.failure is not None)
+            await asyncio.sleep(2.0)  # etcd's own clock goes on
+        finally:
+            etcd_server.resume()
+
+        await followed.until(lambda: followed.failure is None)
+        async with Seen(registry(etcd_server.port), "users") as elsewhere:
+            await elsewhere.until(lambda now: len(now) == 4, 30.0)
+        await followed.until(lambda: len(followed.ids) == 4)
+        assert min(len(each) for each in followed.lists) >= 2
     await own.withdraw_all()
     await supervisor.aclose()
 

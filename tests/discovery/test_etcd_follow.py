@@ -241,9 +241,10 @@ async def test_a_watch_that_is_cut_after_a_while_is_opened_again_at_once():
     assert script.starts == [3, 6]
 
 
-async def test_a_follower_that_stood_still_for_long_asks_for_everything():
+@pytest.mark.parametrize("revision", [9, 1])
+async def test_a_follower_that_stood_still_for_long_asks_for_everything(revision: int):
     clock = FakeClock()
-    script = Script(ranges=[header(2), header(9)], watches=[[created(2)], [created(9)]])
+    script = Script(ranges=[header(2), header(revision)], watches=[[created(2)], [created(revision)]])
     follow = follower(script, clock)
     await take(follow, 2)
 
@@ -251,7 +252,8 @@ async def test_a_follower_that_stood_still_for_long_asks_for_everything():
     batches = await take(follow, 2)
 
     assert batches[0].complete
-    assert script.starts == [3, 10]
+    assert batches[0].restored == (revision < 2)
+    assert script.starts == [3, revision + 1]
 
 
 @pytest.mark.parametrize(
@@ -433,6 +435,63 @@ async def test_rows_that_etcd_has_lost_stay_until_those_that_live_had_time_to_co
         assert ids(feed) == ["one", "two"]
         await clock.advance(0.2)
         assert ids(feed) == ["two"]
+    await supervisor.aclose()
+
+
+def gone(id: str, port: int, revision: int) -> dict[str, object]:
+    return {"type": "DELETE", "kv": {"key": row(id, port, 1)["key"], "mod_revision": str(revision)}}
+
+
+async def test_leases_that_all_ended_while_etcd_was_away_empty_no_list_at_once():
+    clock, supervisor = FakeClock(), Supervisor()
+    rows = [row(id, port, 1) for port, id in enumerate("abcd", 1)]
+    ends = [events(60 + port, gone(id, port, 60 + port)) for port, id in enumerate("abcd", 1)]
+    back = events(70, {"kv": row("d", 4, 70)})
+    script = Script(ranges=[{**header(50), "kvs": rows}], watches=[[created(50), CUT], [created(60), *ends, back]])
+    feed = feed_of(script, clock, supervisor)
+    async with feed.used():
+        with pytest.raises(EtcdError):
+            await feed.ready()
+    async with feed.used():
+        await clock.advance(0.1)
+        await feed.ready()
+        await until(lambda: script.watches == [])
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert ids(feed) == ["c", "d"], "half of them may go at once"
+
+        await clock.advance(25.1)
+        assert ids(feed) == ["d"]
+    feed.forget()
+    await supervisor.aclose()
+
+
+async def test_a_service_that_stops_while_all_is_well_is_gone_at_once():
+    clock, supervisor = FakeClock(), Supervisor()
+    script = Script(
+        ranges=[{**header(50), "kvs": [row("a", 1, 1)]}], watches=[[created(50), events(60, gone("a", 1, 60))]]
+    )
+    feed = feed_of(script, clock, supervisor)
+    async with feed.used():
+        await until(lambda: feed.statistics()["events"] == 1)
+        assert ids(feed) == []
+    await supervisor.aclose()
+
+
+async def test_what_nobody_has_watched_for_long_is_not_held():
+    clock, supervisor = FakeClock(), Supervisor()
+    script = Script(
+        ranges=[{**header(50), "kvs": [row("a", 1, 1)]}, header(3)], watches=[[created(50), CUT], [created(3)]]
+    )
+    feed = feed_of(script, clock, supervisor)
+    async with feed.used():
+        with pytest.raises(EtcdError):
+            await feed.ready()
+
+    await clock.advance(61.0)
+    async with feed.used():
+        await feed.ready()
+        assert ids(feed) == []
     await supervisor.aclose()
 
 
