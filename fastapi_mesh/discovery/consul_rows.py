@@ -166,7 +166,7 @@ class Reader:
     ) -> Row:
         meta: dict[str, str] = service["Meta"]
         try:
-            added = set(own["added"])
+            added, more = set(own["added"]), own.get("more", {})
             shown = {key: value for key, value in meta.items() if key not in added and not key.startswith(OWN)}
             instance = Instance(
                 self.service,
@@ -177,15 +177,15 @@ class Reader:
                 health=_worst(_health(checks), str(own.get("health", "healthy"))),
                 weight=float(own.get("weight", 1.0)),
                 tags=tuple(tag for tag in service["Tags"] or () if not tag.startswith(NAMESPACE_TAG)),
-                metadata=MappingProxyType({**shown, **own.get("more", {})}),
-                version=own.get("version"),
-                zone=own.get("zone") or (node.get("Meta") or {}).get(self.zone_key),
+                metadata=MappingProxyType({**shown, **{str(key): str(more[key]) for key in more}}),
+                version=_text(own.get("version")),
+                zone=_text(own.get("zone")) or (node.get("Meta") or {}).get(self.zone_key),
                 base_path=str(own.get("base_path", "")).encode("latin-1"),
-                health_check=own.get("health_check"),
+                health_check=_text(own.get("health_check")),
             )
             owner = Owner(str(own["of"]), float(own["at"]))
             return Row(check(instance), owner, int(own["n"]), 0.0, 0.0)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, ConfigurationError):
                 raise
             raise UnreadableError(f"its meta {OWN!r} is unreadable: {type(error).__name__}: {error}") from error
@@ -226,7 +226,7 @@ def _own(meta: Mapping[str, str]) -> dict[str, Any] | None:
         parts.append(more)
     try:
         own = json.loads("".join(parts))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # anybody who may register can write there
         raise UnreadableError(f"its meta {OWN!r} is no JSON: {error}") from error
     if not isinstance(own, dict) or "ns" not in own:
         raise UnreadableError(f"its meta {OWN!r} is none of ours")
@@ -240,7 +240,11 @@ def _is_over(id: str, checks: Iterable[Mapping[str, Any]]) -> bool:
 
 def _health(checks: Iterable[Mapping[str, Any]]) -> Health:
     """The worst of all checks, also those of the node and of Consul's maintenance mode."""
-    return _worst(*(_STATUS[each["Status"]] for each in checks))
+    return _worst(*(_STATUS.get(each["Status"], "unknown") for each in checks))
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
 
 
 def _worst(*healths: str) -> Health:

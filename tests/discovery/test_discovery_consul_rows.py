@@ -215,6 +215,37 @@ def test_what_is_no_list_of_consul_s_is_refused_as_a_whole(answer):
         Reader("web", "shop", "zone").read(answer)
 
 
+@pytest.mark.parametrize(
+    "own",
+    [
+        "[" * 5000,
+        "[]",
+        "{}",
+        json.dumps({"ns": "shop"}),
+        json.dumps({"ns": "shop", "id": "x", "of": "a", "at": "soon", "n": 1, "added": [], "scheme": "http"}),
+        json.dumps({"ns": "shop", "id": "x", "of": "a", "at": 1, "n": 1, "added": 5, "scheme": "http"}),
+        json.dumps({"ns": "shop", "id": "x", "of": "a", "at": 1, "n": 1, "added": [], "scheme": "http", "more": [1]}),
+        json.dumps({"ns": "shop", "id": "x", "of": "a", "at": 1, "n": 1, "added": [], "scheme": "gopher"}),
+        '{"ns": "shop", "id": "x", "of": "a", "at": 1, "n": 1, "added": [], "scheme": "http", "weight": Infinity}',
+    ],
+    ids=range(9),
+)
+def test_nonsense_in_what_is_ours_costs_that_instance_and_no_other(own):
+    parts = [own[start : start + 512] for start in range(0, len(own), 512)]
+    meta = {f"{OWN}-{number}" if number else OWN: part for number, part in enumerate(parts)}
+
+    assert list(read(entry("bad", Meta=meta), entry("good"))) == ["good"]
+
+
+def test_values_of_other_types_are_texts():
+    own = {"ns": "shop", "id": "x", "of": "a", "at": 1, "n": 1, "added": [], "scheme": "http"}
+    own |= {"zone": {"a": 1}, "version": 5, "health_check": [1], "more": {"k": {"v": 1}}}
+
+    found = read(entry("x", Meta={OWN: json.dumps(own)}))["x"]
+
+    assert {type(found.zone), type(found.version), type(found.health_check), type(found.metadata["k"])} == {str}
+
+
 def test_a_later_version_may_add_to_what_is_ours():
     made = body(Instance("web", "web-1", "10.0.0.1", 8001))
     made["Meta"][OWN] = json.dumps({**json.loads(made["Meta"][OWN]), "new": [1]})
