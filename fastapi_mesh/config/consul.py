@@ -32,9 +32,9 @@ class ConsulConfig(Frozen):
         "leader, a little behind. consistent: the leader first makes sure that it is.",
     )
     wait: Annotated[Seconds, Field(ge=0.1, le=600.0)] = Field(
-        default=10.0,
+        default=12.0,
         description="Seconds that a blocking query waits for a change. A connection that broke in silence is noticed "
-        "after this and `request_timeout`.",
+        "a sixteenth and 5 s later at most.",
     )
     max_watches: Annotated[int, Field(ge=1, le=1000)] = Field(
         default=100,

@@ -97,7 +97,7 @@ class ConsulApi:
     async def query(self, path: str, params: Sequence[tuple[str, Scalar]] = (), *, index: int, wait: float) -> Answered:
         """Read; with an `index` only when there is something newer, or after `wait` seconds. Raises ConsulError."""
         asked: Pairs = [*params, *self._reading, *self._consistency]
-        wait = wait * (0.8 + 0.2 * self._jitter()) if index else 0.0  # so that watches begun together don't end so
+        wait = wait * (0.9 + 0.1 * self._jitter()) if index else 0.0  # so that watches begun together don't end so
         if index:
             asked += [("index", index), ("wait", f"{int(wait * 1000)}ms")]
         # Consul adds up to a sixteenth of the wait.

@@ -71,10 +71,10 @@ async def test_a_query_says_where_which_and_how_fresh():
     assert (first.method, first.path) == ("GET", "/v1/health/service/a%20web%2F%C3%BC")
     assert first.params == everywhere
     assert second.params.pop("index") == 7
-    assert 16_000 <= int(str(second.params.pop("wait")).removesuffix("ms")) <= 20_000
+    assert 18_000 <= int(str(second.params.pop("wait")).removesuffix("ms")) <= 20_000
     assert second.params == everywhere
     assert second.timeout is not None
-    assert 16.0 * 17 / 16 + 3 <= second.timeout <= 20.0 * 17 / 16 + 3
+    assert 18.0 * 17 / 16 + 3 <= second.timeout <= 20.0 * 17 / 16 + 3
 
 
 async def test_enterprise_parameters_are_not_sent_to_a_consul_that_would_refuse_them():
