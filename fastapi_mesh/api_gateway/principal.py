@@ -25,6 +25,8 @@ class Principal:
     roles: frozenset[str] = frozenset()
     claims: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
     expires: float | None = None
+    fingerprint: bytes = field(default=b"", init=False, repr=False, compare=False)
+    """Kept by the cache once it has worked it out, where `claims` can't change."""
 
     @property
     def key(self) -> str:

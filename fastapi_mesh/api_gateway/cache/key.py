@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from hashlib import sha256
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -72,14 +73,23 @@ def _fingerprint(principal: Principal | None, credentials: list[bytes]) -> bytes
 
     Scopes, roles and claims are part of it, as a service may be told of them and show less to a token that may do less.
     """
+    if principal is None:
+        return sha256(b"-" + _joined(credentials)).digest()
+    known = principal.fingerprint
+    if not known:
+        known = _fingerprint_of(principal)
+        if type(principal.claims) is MappingProxyType:
+            object.__setattr__(principal, "fingerprint", known)  # only a memory: it is frozen all the same
+    return sha256(b"+" + known + _joined(credentials)).digest()
+
+
+def _fingerprint_of(principal: Principal) -> bytes:
     digest = sha256()
-    if principal is not None:
-        claims = {name: value for name, value in principal.claims.items() if name not in _OF_ONE_TOKEN}
-        if claims:
-            digest.update(json.dumps(claims, sort_keys=True, default=str).encode())
-        for text in (principal.key, *sorted(principal.scopes), "", *sorted(principal.roles), ""):
-            digest.update(b"%d:" % len(text) + text.encode("utf-8", "surrogatepass"))
-    digest.update(_joined(credentials))
+    claims = {name: value for name, value in principal.claims.items() if name not in _OF_ONE_TOKEN}
+    if claims:
+        digest.update(json.dumps(claims, sort_keys=True, default=str).encode())
+    for text in (principal.key, *sorted(principal.scopes), "", *sorted(principal.roles), ""):
+        digest.update(b"%d:" % len(text) + text.encode("utf-8", "surrogatepass"))
     return digest.digest()
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+from dataclasses import replace
+from types import MappingProxyType
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -57,6 +59,24 @@ async def test_clients_with_different_credentials_share_no_answer(said: str, cli
     assert got == expected
     assert all(again), "each of them has an answer of its own"
     assert len(stage.calls) == len(clients)
+
+
+@pytest.mark.spec("X-26", "B12")
+async def test_a_client_whose_claims_change_gets_another_answer_and_its_fingerprint_is_not_inherited() -> None:
+    claims: dict[str, object] = {"tenant": "a"}
+    ann = Principal("ann", "jwt", claims=claims)
+    fixed = Principal("ann", "jwt", claims=MappingProxyType({"tenant": "a"}))
+    async with Stage(lambda request: reply("x", LONG)) as stage:
+        for principal in (ann, fixed):
+            await stage.get("/me", principal=principal)
+            assert (await stage.get("/me", principal=principal)).is_hit
+        claims["tenant"] = "b"
+        assert not (await stage.get("/me", principal=ann)).is_hit
+        assert not (await stage.get("/me", principal=replace(fixed, scopes=frozenset({"write"})))).is_hit
+
+    assert len(stage.calls) == 3
+    assert fixed.fingerprint
+    assert fixed == Principal("ann", "jwt", claims={"tenant": "a"})
 
 
 @pytest.mark.spec("X-26")
