@@ -27,7 +27,12 @@ from fastapi_mesh.config.policies import ServicePolicy
 from fastapi_mesh.core.instance import Instance
 from fastapi_mesh.core.message import Request, Response
 from fastapi_mesh.core.tasks import Supervisor
-from fastapi_mesh.exceptions import MeshError, UpstreamConnectionError, UpstreamTimeoutError
+from fastapi_mesh.exceptions import (
+    MeshError,
+    ServiceUnavailableError,
+    UpstreamConnectionError,
+    UpstreamTimeoutError,
+)
 from fastapi_mesh.service_mesh.mesh import ServiceMesh
 
 if TYPE_CHECKING:
@@ -359,6 +364,8 @@ class Simulation:
             response = await mesh.send(Request(job.request.method, service, b"/", [], b"", context))
             await response.read_all()
             status = response.status
+            if status >= 500:  # `call_service` raises this, and it leaves the handler
+                raise ServiceUnavailableError("failed", status_code=status)
         except MeshError as error:
             status, headers = error.status, [(b"x-mesh-reason", error.reason.encode())]
         self._end(server, job, (status, headers))
