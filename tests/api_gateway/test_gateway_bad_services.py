@@ -66,8 +66,6 @@ NO_ANSWERS = {
     "chunked in HTTP/1.0": b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
     "204 with a length": b"HTTP/1.1 204 No Content\r\n" + LENGTH,
     "204 chunked": b"HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
-    "body longer than its length": OK + b"Content-Length: 1\r\n\r\nok",
-    "two answers": (OK + LENGTH) * 2,
 }
 BROKEN_OFF = {
     "body shorter than its length": OK + b"Content-Length: 20\r\n\r\nok",

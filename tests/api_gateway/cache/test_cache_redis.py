@@ -36,10 +36,16 @@ class Time:
 
 @asynccontextmanager
 async def gateway(
-    url: str, script: Script, *, recheck: float = 0.0, clock: Time | None = None, **policy: object
+    url: str,
+    script: Script,
+    *,
+    recheck: float = 0.0,
+    clock: Time | None = None,
+    timeout: float = 0.25,
+    **policy: object,
 ) -> AsyncIterator[Stage]:
     """A process of a gateway, as far as its cache is concerned."""
-    config = CacheConfig(backend=url, timeout=0.25)
+    config = CacheConfig(backend=url, timeout=timeout)
     memory = MemoryStore(1 << 20)
     stage = Stage(script, **policy)
     shared = RedisStore(config, failed=stage.meter.failed, clock=clock or time.monotonic)
@@ -191,8 +197,8 @@ async def test_many_purges_become_one_of_everything(redis_server: RedisServer) -
 
 async def test_purges_at_the_same_time_all_count(redis_server: RedisServer) -> None:
     async with (
-        gateway(redis_server.url, numbered(LONG)) as one,
-        gateway(redis_server.url, numbered(LONG)) as other,
+        gateway(redis_server.url, numbered(LONG), timeout=20.0) as one,
+        gateway(redis_server.url, numbered(LONG), timeout=20.0) as other,
     ):
         paths = [f"/{number}/x" for number in range(8)]
         for path in paths:
