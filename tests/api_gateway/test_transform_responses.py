@@ -13,6 +13,7 @@ import pytest
 from fastapi import HTTPException
 
 from fastapi_mesh.api_gateway.transform import GatewayRequest, GatewayResponse, ResponseTime, XMLToJSON
+from fastapi_mesh.api_gateway.transform.timing import Elapsed
 from tests.api_gateway.gateway_support import RawUpstream, gateway_to, parts, request, serving, talk, values
 from tests.api_gateway.transform_support import Echo, client_of, new_gateway
 
@@ -65,6 +66,13 @@ async def test_other_answers_pass_the_descriptions_transformer_as_they_came() ->
 
     assert raw == packed
     assert (answer.headers["etag"], answer.headers["content-encoding"]) == ('"v1"', "gzip")
+
+
+@pytest.mark.spec("B17")
+def test_elapsed_is_written_in_seconds_with_as_many_places_as_asked_for() -> None:
+    elapsed = Elapsed(milliseconds=1250)
+
+    assert (str(elapsed), f"{elapsed}", f"{elapsed:.3f}") == ("1.250000", "1.250000", "1.250")
 
 
 @pytest.mark.spec("B17")

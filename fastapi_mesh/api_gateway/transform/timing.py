@@ -12,14 +12,17 @@ if TYPE_CHECKING:
 class Elapsed(timedelta):
     """A timedelta whose text is its seconds: `str(response.elapsed)` is what a header should say.
 
-    >>> str(Elapsed(milliseconds=1250))
-    '1.250000'
+    >>> str(Elapsed(milliseconds=1250)), f"{Elapsed(milliseconds=1250):.1f}"
+    ('1.250000', '1.2')
     """
 
     __slots__ = ()
 
     def __str__(self) -> str:
         return f"{self.total_seconds():.6f}"
+
+    def __format__(self, spec: str) -> str:
+        return format(self.total_seconds(), spec) if spec else str(self)
 
 
 class ResponseTime:
