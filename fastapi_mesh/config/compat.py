@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import Field, TypeAdapter, ValidationError
 
 from fastapi_mesh.config.fields import Seconds, ServiceName
-from fastapi_mesh.config.later import LaterOption, later
 from fastapi_mesh.config.layers import SettingsLayer, plain
 from fastapi_mesh.config.overlay import with_section
 from fastapi_mesh.config.policies import BalancingPolicy, BreakerPolicy, RetryPolicy
@@ -42,13 +41,6 @@ class _Breaker(BreakerPolicy, defer_build=True):
     """A breaker as the description writes it: with the limit of each attempt beside it."""
 
     timeout: Seconds | None = Field(default=None, description="Seconds for one attempt.")
-
-
-class _Balancing(BalancingPolicy, defer_build=True):
-    """Balancing as the description writes it."""
-
-    sticky_sessions: LaterOption = later("sticky_sessions")
-    session_affinity_header: LaterOption = later("session_affinity_header")
 
 
 def breaker_policies(
@@ -84,13 +76,10 @@ def retry_policies(given: Mapping[str, object], source: str = "configure_retry_p
 def balancing_policies(
     given: Mapping[str, object], source: str = "configure_load_balancing"
 ) -> dict[str, BalancingPolicy]:
-    """`{"order-service": {"strategy": "least_connections", "weights": {"order-service-1": 2.0}}}`."""
-    return {
-        service: BalancingPolicy(
-            strategy=each.strategy, weights=each.weights, health_check_required=each.health_check_required
-        )
-        for service, each in read(dict[ServiceName, _Balancing], given, source).items()
-    }
+    """`{"order-service": {"strategy": "least_response_time", "weights": {"order-service-2": 2.0}}}`, or
+    `{"payment-service": {"sticky_sessions": True, "session_affinity_header": "X-User-ID"}}`.
+    """
+    return read(dict[ServiceName, BalancingPolicy], given, source)
 
 
 def read(kind: type[T], given: object, source: str) -> T:

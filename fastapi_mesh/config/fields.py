@@ -58,6 +58,7 @@ ListenPort = Annotated[int, Field(ge=0, le=65535), NotBool, Noun("a port number"
 
 _HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?\.?")
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?")
+_LABEL = re.compile(r"[\x21-\x7e]{1,253}")
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _PATH = re.compile(r"/(?:[\w\-.~!$&'()*+,;=:@/]|%[0-9A-Fa-f]{2})*", re.ASCII)
 _SCHEMES = ("http", "https", "h2", "h2c")
@@ -79,6 +80,12 @@ def is_http_path(value: str) -> bool:
 def _http_path(value: str) -> str:
     if not is_http_path(value):
         raise ValueError(f"{shown(value)} is not a path: it starts with '/' and has no space, '?' or '#' in it")
+    return value
+
+
+def _label(value: str) -> str:
+    if not _LABEL.fullmatch(value):
+        raise ValueError(f"{shown(value)} is not a name: letters, digits and signs without spaces, at most 253")
     return value
 
 
@@ -180,6 +187,7 @@ ServiceName = Annotated[str, AfterValidator(_service_name)]
 HttpPath = Annotated[str, AfterValidator(_http_path)]
 Host = Annotated[str, AfterValidator(_host)]
 Token = Annotated[str, AfterValidator(_token)]
+Label = Annotated[str, AfterValidator(_label)]
 InstanceUrl = Annotated[str, AfterValidator(_instance_url)]
 """`http://host:port/base`, also https, h2, h2c; without a scheme it is http. Becomes the full URL."""
 Network = Annotated[str, AfterValidator(_network)]

@@ -38,7 +38,6 @@ from fastapi_mesh.config.policies import (
     OutlierPolicy,
     RetryPolicy,
     ServicePolicy,
-    Strategy,
     TimeoutPolicy,
     attempt_misfit,
 )
@@ -62,8 +61,13 @@ class GatewayServiceConfig(Frozen):
     instances: InstanceUrls = Field(
         default=(), description="Its addresses: one URL or a list; empty: the mesh finds them."
     )
-    load_balancing: Strategy = Field(
+    load_balancing: LoadBalancingStrategy = Field(
         default=LoadBalancingStrategy.ROUND_ROBIN, description="How the next instance is picked."
+    )
+    balancing: BalancingPolicy = Field(
+        default=BalancingPolicy(),
+        description="Everything else of balancing: sticky sessions, tiers, zones... `load_balancing`, `weights` and "
+        "`health_check_required` beside it are short for its own, and win over them.",
     )
     weights: dict[str, Weight] = Field(
         default={}, description="Share of an instance by its id, in relation to the others; 1.0 where absent."
@@ -129,7 +133,7 @@ class GatewayServiceConfig(Frozen):
     def policy(self) -> ServicePolicy:
         """What is set here, and nothing else, as a policy to lay over another (`overlay`)."""
         sections = {"timeouts", "retry", "circuit_breaker", "bulkhead", "outlier"} & self.model_fields_set
-        balancing: dict[str, object] = {}
+        balancing: dict[str, object] = self.balancing.model_dump(exclude_unset=True)
         if "load_balancing" in self.model_fields_set:
             balancing["strategy"] = self.load_balancing
         if "weights" in self.model_fields_set:

@@ -20,9 +20,6 @@ VERSION = "0.1"
 
 LATER: dict[str, str] = {
     # routes of a gateway
-    # services behind a gateway, balancing
-    "sticky_sessions": "sticky sessions are",
-    "session_affinity_header": "sticky sessions are",
     # identity
     "enable_mtls": "mutual TLS is",
     "cert_path": "mutual TLS is",

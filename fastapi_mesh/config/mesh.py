@@ -7,7 +7,18 @@ from typing import Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from fastapi_mesh.config.backends import DiscoveryConfig, MeshStoreConfig
-from fastapi_mesh.config.fields import Delay, Frozen, Host, HttpPath, InstanceUrls, Port, Problems, ServiceName
+from fastapi_mesh.config.fields import (
+    CountOrZero,
+    Delay,
+    Frozen,
+    Host,
+    HttpPath,
+    InstanceUrls,
+    Label,
+    Port,
+    Problems,
+    ServiceName,
+)
 from fastapi_mesh.config.later import LaterOption, later
 from fastapi_mesh.config.overlay import misfits, overlay
 from fastapi_mesh.config.policies import ServicePolicy
@@ -27,6 +38,15 @@ class MeshConfig(Frozen):
     )
     port: Port | None = Field(
         default=None, description="The port others reach this node at; None: found out when it serves."
+    )
+    zone: Label | None = Field(
+        default=None,
+        description="Where this node runs, like 'eu-1a': it is registered with it, and calls instances there first.",
+    )
+    client_number: CountOrZero | None = Field(
+        default=None,
+        description="The number of this node among all that call the same services, from 0, for `subset_size`; None: "
+        "one is made up, so that subsets are even on average only.",
     )
     worker_instances: bool = Field(
         default=False,

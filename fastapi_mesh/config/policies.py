@@ -5,12 +5,13 @@ from __future__ import annotations
 import builtins
 import difflib
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
 from fastapi_mesh import exceptions
+from fastapi_mesh.config.balancing import BalancingPolicy as BalancingPolicy
+from fastapi_mesh.config.balancing import LoadBalancingStrategy as LoadBalancingStrategy
 from fastapi_mesh.config.fields import (
     Count,
     CountOrZero,
@@ -22,10 +23,9 @@ from fastapi_mesh.config.fields import (
     Ratio,
     Seconds,
     Status,
-    Weight,
     shown,
 )
-from fastapi_mesh.config.later import not_yet
+from fastapi_mesh.config.outlier import SuccessRatePolicy
 from fastapi_mesh.config.probes import HealthCheck
 
 IDEMPOTENT_METHODS = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"})
@@ -33,30 +33,6 @@ IDEMPOTENT_METHODS = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b
 
 REPLAY_LIMIT = 64 * 1024
 """Bytes of a request body kept for another attempt, and of an answer held until it is complete."""
-
-
-class LoadBalancingStrategy(StrEnum):
-    """How an instance is picked. The values are the names used in configuration files."""
-
-    ROUND_ROBIN = "round_robin"
-    """Smooth weighted round robin (nginx)."""
-    LEAST_CONNECTIONS = "least_connections"
-    """The better of two random instances by calls in flight per weight (power of two choices)."""
-    LEAST_RESPONSE_TIME = "least_response_time"
-    """Not part of this version: refused where a policy names it."""
-
-
-LATER_STRATEGIES = ("random", "least_response_time", "consistent_hash")
-
-
-def _strategy(value: object) -> object:
-    if isinstance(value, str) and value.lower() in LATER_STRATEGIES:
-        known = ", ".join(repr(each.value) for each in LoadBalancingStrategy if each.value not in LATER_STRATEGIES)
-        raise ValueError(f"{not_yet(f'{str(value)!r} is')}; it has {known}")
-    return value
-
-
-Strategy = Annotated[LoadBalancingStrategy, BeforeValidator(_strategy)]
 
 
 def _shorter(longest_name: str, longest: float, first_name: str, first: float) -> str:
@@ -171,28 +147,16 @@ class OutlierPolicy(Frozen):
     failure_statuses: frozenset[Status] = Field(
         default=frozenset({500, 502, 503, 504}), description="Answers that count as failures."
     )
+    success_rate: SuccessRatePolicy | None = Field(
+        default=SuccessRatePolicy(),
+        description="Leaving out an instance that fails much more often than the others; None: never for that.",
+    )
 
     @model_validator(mode="after")
     def _ejections_fit(self) -> Self:
         if {"base_ejection", "max_ejection"} <= self.model_fields_set and self.base_ejection > self.max_ejection:
             raise ValueError(_shorter("max_ejection", self.max_ejection, "base_ejection", self.base_ejection))
         return self
-
-
-class BalancingPolicy(Frozen):
-    """How instances are picked; `weights` is by instance id, 1.0 where absent."""
-
-    strategy: Strategy = Field(
-        default=LoadBalancingStrategy.ROUND_ROBIN, description="How the next instance is picked."
-    )
-    weights: dict[str, Weight] = Field(
-        default={}, description="Share of an instance by its id, in relation to the others; 1.0 where absent."
-    )
-    health_check_required: bool = Field(
-        default=False,
-        description="Use an instance only once its registration or a probe has said that it is well, unless there is "
-        "no such instance.",
-    )
 
 
 class TimeoutPolicy(Frozen):
@@ -265,11 +229,18 @@ class CallPolicy:
     outlier: OutlierPolicy | None
     balancing: BalancingPolicy
     sections: int = field(init=False, default=0)
-    """Which optional layers are on, as bits: 1 breaker, 2 bulkhead, 4 retry, 8 outlier. One chain per value."""
+    """Which optional layers are on, as bits: 1 breaker, 2 bulkhead, 4 retry, 8 outlier, 16 response times. One chain
+    per value.
+    """
 
     def __post_init__(self) -> None:
-        optional = (self.breaker, self.bulkhead, self.retry, self.outlier)
+        optional = (self.breaker, self.bulkhead, self.retry, self.outlier, self.measures_response_times or None)
         object.__setattr__(self, "sections", sum(1 << bit for bit, each in enumerate(optional) if each is not None))
+
+    @property
+    def measures_response_times(self) -> bool:
+        """Whether instances are picked by how quickly they answer."""
+        return self.balancing.strategy is LoadBalancingStrategy.LEAST_RESPONSE_TIME
 
     @classmethod
     def compile(cls, policy: ServicePolicy) -> CallPolicy:

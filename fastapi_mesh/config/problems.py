@@ -12,7 +12,6 @@ from pydantic import BaseModel
 
 from fastapi_mesh.config.fields import Noun, Problems, shown
 from fastapi_mesh.config.later import Refused, refusal
-from fastapi_mesh.config.policies import LATER_STRATEGIES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -165,7 +164,7 @@ def _text(problem: ErrorDetails, location: Location, model: type[object]) -> str
         return refusal(str(location[-1]))
     said = _shown(value, location)
     if kind in ("enum", "literal_error"):
-        choices = [each for each in re.findall(r"'([^']*)'", str(context["expected"])) if each not in LATER_STRATEGIES]
+        choices = re.findall(r"'([^']*)'", str(context["expected"]))
         hint = suggestion(value, choices) if isinstance(value, str) and not _is_secret(location) else ""
         return f"{said} is not one of {', '.join(choices)}{hint}"
     if isinstance(value, float) and not math.isfinite(value):

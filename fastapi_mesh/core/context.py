@@ -51,10 +51,12 @@ class CallContext:
     `deadline` and `attempt_deadline` are monotonic seconds or None; `attempt` counts from 1; `instance` is the one of
     the running attempt, `tried` those of the earlier ones, and `unreachable` those of them that could not be connected
     to. `hold` asks the wire to deliver a short answer only when it is complete. `template` is a name of low
-    cardinality for metrics and spans (a path template or the gateway's route).
+    cardinality for metrics and spans (a path template or the gateway's route). `affinity` is the value of a
+    cookie that a gateway is about to set for sticky sessions, else None.
     """
 
     __slots__ = (
+        "affinity",
         "attempt",
         "attempt_deadline",
         "deadline",
@@ -95,6 +97,7 @@ class CallContext:
         self.principal: str | None = None
         self.record: CallRecord | None = None
         self.request_id = ""
+        self.affinity: bytes | None = None
         self.started = 0.0
 
 

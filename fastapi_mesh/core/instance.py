@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from math import inf
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -57,16 +58,28 @@ class InstanceState:
     Times are the clock's monotonic seconds. `ejected_until` is 0.0 for an instance that is not ejected; when it has
     passed, one call (`trial`) decides whether the instance comes back. `verdict` is what our probes say of it,
     `unknown` where there are none (`health/probe.py`).
+
+    `weight` is its share of the calls at the moment, `full_weight` the one that its registration and the policy give
+    it; `joined` is when it came or came back, minus infinity for one that was there before. `succeeded` and `failed`
+    count attempts. `response_time` is a moving average in seconds, negative until the instance has answered, as of
+    `answered_at`; it is kept only where instances are picked by it.
     """
 
     __slots__ = (
+        "answered_at",
         "current_weight",
         "ejected_at",
         "ejected_until",
         "ejections",
+        "failed",
         "failures_in_row",
+        "full_weight",
         "in_flight",
         "instance",
+        "joined",
+        "rate_ejections",
+        "response_time",
+        "succeeded",
         "trial",
         "verdict",
         "weight",
@@ -75,6 +88,8 @@ class InstanceState:
     def __init__(self, instance: Instance, weight: float = 1.0) -> None:
         self.instance = instance
         self.weight = weight
+        self.full_weight = weight
+        self.joined = -inf
         self.in_flight = 0
         self.current_weight = 0.0
         self.failures_in_row = 0
@@ -82,6 +97,11 @@ class InstanceState:
         self.ejected_at = 0.0
         self.ejected_until = 0.0
         self.trial = False
+        self.succeeded = 0
+        self.failed = 0
+        self.rate_ejections = 0
+        self.response_time = -1.0
+        self.answered_at = 0.0
         self.verdict: Health = "unknown"
 
     @property

@@ -50,6 +50,28 @@ class Seats(Protocol):
     def release(self) -> None: ...
 
 
+class Prefer(Protocol):
+    """Chooses those of the instances that are well that calls go to, and says by `weight` how much each gets."""
+
+    def __call__(self, everyone: Sequence[InstanceState], well: tuple[InstanceState, ...]) -> tuple[InstanceState, ...]:
+        """At least one of `well`, which has at least one."""
+        ...
+
+    def close(self) -> None:
+        """Another one has taken its place: end its timers."""
+        ...
+
+
+class RateWindow:
+    """An interval of calls: when it began (monotonic seconds), and each instance's successes and failures then."""
+
+    __slots__ = ("before", "began")
+
+    def __init__(self, began: float, before: dict[InstanceState, tuple[int, int]]) -> None:
+        self.began = began
+        self.before = before
+
+
 class Budget(Protocol):
     """How many retries are allowed in relation to calls."""
 
@@ -77,11 +99,13 @@ class ServiceStatistics:
 class ServiceState:
     """The state of one service: instances, breaker, seats, budget, picker, counters.
 
-    `instances` is the live list, built from discovery by `service_mesh/state.py`. `candidates` are those of them that
-    calls go to: healthy and not ejected, or all when none is left (`_usable`; with `health_required` somebody must have
-    said that they are healthy); `next_trial` is when the first ejected instance may be tried again (monotonic seconds,
-    infinity for none). Both are kept by `refresh`, so that a pick costs nothing on the happy path. `lost_at`
-    is when a failed connection was last counted for the breaker (monotonic seconds). A machine is None where its policy
+    `instances` is the live list, built from discovery by `service_mesh/state.py`. `reserve` are those of them that may
+    be called: healthy and not ejected, or all when none is left (`_usable`; with `health_required` somebody must have
+    said that they are healthy). `candidates` are those that calls go to: all of `reserve`, or the ones that `prefer`
+    chooses of them, and then the others are for attempts that find no candidate. `next_trial` is when the first ejected
+    instance may be tried again (monotonic seconds, infinity for none). All three are kept by `refresh`, so that a pick
+    costs nothing on the happy path. `rates` is the interval that is looked at for success rates. `lost_at` is when a
+    failed connection was last counted for the breaker (monotonic seconds). A machine is None where its policy
     is off. The state survives a reload of the configuration unless its own section changed.
 
     A route with a section of its own has a `variant` of the state, with machines of its own for the sections in `own`
@@ -100,6 +124,9 @@ class ServiceState:
         "next_trial",
         "own",
         "picker",
+        "prefer",
+        "rates",
+        "reserve",
         "seats",
         "statistics",
     )
@@ -125,6 +152,9 @@ class ServiceState:
         self.family: list[ServiceState] = [self]
         self.lost_at = -inf
         self.candidates: tuple[InstanceState, ...] = ()
+        self.reserve: tuple[InstanceState, ...] = ()
+        self.prefer: Prefer | None = None
+        self.rates: RateWindow | None = None
         self.next_trial = inf
         self.health_required = False
         self.refresh()
@@ -142,6 +172,8 @@ class ServiceState:
         made.statistics = self.statistics
         made.own = own
         made.health_required = self.health_required
+        made.prefer = self.prefer
+        made.candidates, made.reserve, made.next_trial = self.candidates, self.reserve, self.next_trial
         made.family = self.family
         self.family.append(made)
         return made
@@ -149,10 +181,12 @@ class ServiceState:
     def refresh(self) -> None:
         """Recompute `candidates` and `next_trial`; called when the list, an ejection or a health changed."""
         everyone = self.instances.value or ()
-        candidates = tuple(each for each in _usable(everyone, self.health_required) if not each.ejected_until)
+        reserve = tuple(each for each in _usable(everyone, self.health_required) if not each.ejected_until)
+        candidates = reserve if self.prefer is None or not reserve else self.prefer(everyone, reserve)
         waiting = [each.ejected_until for each in everyone if each.ejected_until and each.may_be_tried]
         for state in self.family:
             state.candidates = candidates
+            state.reserve = reserve
             state.next_trial = min(waiting, default=inf)
 
 

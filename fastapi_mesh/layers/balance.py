@@ -63,17 +63,21 @@ class Balance:
                 state.refresh()
                 self._note(context, due, "trial after its ejection")
                 return (due,)
-        fresh = [each for each in state.candidates if each not in context.tried]
+        fresh: Sequence[InstanceState] = state.candidates
+        if context.tried:
+            fresh = [each for each in fresh if each not in context.tried] or [
+                each for each in state.reserve if each not in context.tried
+            ]
         if fresh:
             for each in everyone:
-                if each not in fresh:
-                    self._note(context, each, _why(each, context))
+                if (why := _why(each, context)) and each not in fresh:
+                    self._note(context, each, why)
             return fresh
         return self._panic(context, everyone)
 
     def _panic(self, context: CallContext, everyone: Sequence[InstanceState]) -> Sequence[InstanceState]:
         """No instance is both healthy and untried."""
-        alive = [each for each in context.state.candidates if each not in context.unreachable]
+        alive = [each for each in context.state.reserve if each not in context.unreachable]
         if alive:
             return alive  # one that answered something is worth a second try sooner than one known to be bad
         rest = [each for each in everyone if each not in context.tried] or list(everyone)
@@ -88,11 +92,15 @@ class Balance:
 
 
 def _why(instance: InstanceState, context: CallContext) -> str:
+    """Why it gets no call although nobody is preferred to it; "" for no such reason."""
     if instance in context.tried:
         return "already tried in this call"
     if instance.ejected_until:
         return "ejected"
-    return f"its health is {instance.health}"
+    health = instance.health
+    if health == "unhealthy" or (health == "unknown" and context.state.health_required):
+        return f"its health is {health}"
+    return ""
 
 
 def _release(instance: InstanceState, outcome: Outcome, error: BaseException | None) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from fastapi_mesh.core.message import Outcome
 from fastapi_mesh.exceptions import ServiceUnavailableError, UpstreamConnectionError
 from fastapi_mesh.health.outlier import note_failure, note_nothing, note_success
+from fastapi_mesh.health.success_rate import note_failed_attempt
 from fastapi_mesh.layers.base import is_secondhand
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class InstanceHealth:
                 self._fail(context, instance)
             return response
         if response.at_end:
+            instance.succeeded += 1
             if instance.failures_in_row or instance.ejected_until:
                 note_success(context.state, instance, self._observer)
             return response
@@ -63,7 +65,10 @@ class InstanceHealth:
     def _fail(self, context: CallContext, instance: InstanceState, *, refused: bool = False) -> None:
         policy = context.policy.outlier
         assert policy is not None
-        note_failure(context.state, instance, policy, self._clock.now(), self._observer, refused=refused)
+        now = self._clock.now()
+        instance.failed += 1
+        note_failure(context.state, instance, policy, now, self._observer, refused=refused)
+        note_failed_attempt(context.state, policy, now, self._observer)
 
     def _closed(
         self, argument: tuple[CallContext, InstanceState], outcome: Outcome, error: BaseException | None
@@ -72,6 +77,7 @@ class InstanceHealth:
         if outcome is Outcome.FAILED and isinstance(error, ServiceUnavailableError):
             self._fail(context, instance)
         elif outcome is Outcome.COMPLETE:
+            instance.succeeded += 1
             if instance.failures_in_row or instance.ejected_until:
                 note_success(context.state, instance, self._observer)
         else:

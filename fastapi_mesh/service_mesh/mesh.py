@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
+from fastapi_mesh.balancing.preference import Place
 from fastapi_mesh.config.later import missing_attribute
 from fastapi_mesh.config.load import load_mesh_config
 from fastapi_mesh.core.clock import SystemClock
@@ -105,6 +106,7 @@ class ServiceMesh(SetUpInCode):
         namespace: str | None = None,
         address: str | None = None,
         port: int | None = None,
+        zone: str | None = None,
         services: Mapping[str, ServiceTarget] | None = None,
         discovery_backend: str | Sequence[str] | None = None,
         discovery_config: Mapping[str, object] | Sequence[Mapping[str, object]] | None = None,
@@ -141,6 +143,7 @@ class ServiceMesh(SetUpInCode):
             "namespace": namespace,
             "address": address,
             "port": port,
+            "zone": zone,
             "services": plain or None,
             "discovery_backend": discovery_backend,
             "discovery_config": discovery_config,
@@ -193,7 +196,12 @@ class ServiceMesh(SetUpInCode):
                 self.add_service(name, target)
         self.probes = Probes(self._wire, self.supervisor, clock=self.clock, observer=self.observers)
         self.states = StateTable(
-            self._sources.directory, self.policies, clock=self.clock, observer=self.observers, probes=self.probes
+            self._sources.directory,
+            self.policies,
+            clock=self.clock,
+            observer=self.observers,
+            probes=self.probes,
+            place=Place(self.service_name, self.config.zone, self.config.client_number),
         )
         self.stack = Stack(self._wire, Parts(self.clock, self.observers, self.service_name, self.tracing))
         self._caller = Caller(self.send, clock=self.clock)
@@ -283,6 +291,7 @@ class ServiceMesh(SetUpInCode):
             await self._live_settings.start(resources)
             await self._sources.start(resources)
             await self._watches.start(resources)
+            resources.callback(self.states.rest)
             open_meshes.add(self)
             resources.callback(open_meshes.discard, self)
             self._loop = asyncio.get_running_loop()

@@ -179,6 +179,7 @@ class Sources:
             tags=tags,
             metadata={**metadata, **worker, STARTED: f"{time.time():.3f}"},
             version=config.service_version,
+            zone=config.zone,
             health_check=health_check,
         )
         if self._own is None:

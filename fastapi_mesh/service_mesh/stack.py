@@ -17,6 +17,7 @@ from fastapi_mesh.layers.deadline import Deadline
 from fastapi_mesh.layers.instance_health import InstanceHealth
 from fastapi_mesh.layers.observe import CallTracer, Observe
 from fastapi_mesh.layers.resolve import Resolve
+from fastapi_mesh.layers.response_time import ResponseTime
 from fastapi_mesh.layers.retry import Retry
 
 if TYPE_CHECKING:
@@ -111,9 +112,16 @@ ORDER: tuple[Row, ...] = (
     ),
     Row(
         "Balance",
-        outside=("InstanceHealth", "Attempt", WIRE),
+        outside=("ResponseTime", "InstanceHealth", "Attempt", WIRE),
         because="it names the instance that the layers inside judge and call; it is released when the body closes",
         make=lambda inner, parts: Balance(inner, clock=parts.clock),
+    ),
+    Row(
+        "ResponseTime",
+        outside=("InstanceHealth", "Attempt", WIRE),
+        because="it measures what the instance that was named takes, failures and timeouts included",
+        make=lambda inner, parts: ResponseTime(inner, clock=parts.clock),
+        needs=lambda policy: policy.measures_response_times,
     ),
     Row(
         "InstanceHealth",

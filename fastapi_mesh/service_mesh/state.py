@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fastapi_mesh.balancing import new_picker
+from fastapi_mesh.balancing.preference import new_preference
 from fastapi_mesh.core.instance import Instance, InstanceState
 from fastapi_mesh.core.live import Live
 from fastapi_mesh.core.state import ServiceState
@@ -15,6 +16,7 @@ from fastapi_mesh.layers.retry import RetryBudget
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from fastapi_mesh.balancing.preference import Place
     from fastapi_mesh.config.policies import (
         BalancingPolicy,
         BreakerPolicy,
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     )
     from fastapi_mesh.core.clock import Clock
     from fastapi_mesh.core.events import Observer
+    from fastapi_mesh.core.state import Prefer
     from fastapi_mesh.discovery.directory import Directory
     from fastapi_mesh.health.probe import Probes
     from fastapi_mesh.service_mesh.policy_table import PolicyTable
@@ -38,7 +41,14 @@ class StateTable:
     """
 
     def __init__(
-        self, directory: Directory, policies: PolicyTable, *, clock: Clock, observer: Observer, probes: Probes
+        self,
+        directory: Directory,
+        policies: PolicyTable,
+        *,
+        clock: Clock,
+        observer: Observer,
+        probes: Probes,
+        place: Place,
     ) -> None:
         self._directory = directory
         self._policies = policies
@@ -47,6 +57,7 @@ class StateTable:
         self._states: dict[str, ServiceState] = {}
         self._sources: dict[str, tuple[Live[tuple[Instance, ...]], Callable[[], None]]] = {}
         self._probes = probes
+        self._place = place
         probes.on_change(self._health_changed)
         policies.on_change(self._policy_changed)
         directory.on_end(self._forget)
@@ -74,12 +85,20 @@ class StateTable:
         self._probes.forget(service)
         state = self._states.get(service)
         if state is not None and not any(each.in_flight for each in state.instances.value or ()):
+            _prefer(state, None)
             del self._states[service]
+
+    def rest(self) -> None:
+        """Nothing is called any more: end what waits for a time to come. The next change of a list begins it anew."""
+        for state in self._states.values():
+            _prefer(state, None)
 
     def _make(self, service: str) -> ServiceState:
         policy = self._policies.policy_of(service)
         state = ServiceState(
-            service, instances=Live[tuple[InstanceState, ...]](), picker=new_picker(policy.load_balancing)
+            service,
+            instances=Live[tuple[InstanceState, ...]](),
+            picker=new_picker(policy.load_balancing, now=self._clock.now),
         )
         state.health_required = policy.load_balancing.health_check_required
         self._equip(state, None, policy)
@@ -112,15 +131,19 @@ class StateTable:
 
     def _weigh(self, state: ServiceState, policy: BalancingPolicy) -> None:
         """Work out the share of each instance, and who gets calls at all."""
-        for each in state.instances.value or ():
-            each.weight = _weight(each, policy)
+        everyone = state.instances.value or ()
+        for each in everyone:
+            each.weight = each.full_weight = _weight(each, policy)
+        if state.prefer is None:
+            _prefer(state, new_preference(policy, self._place, everyone, self._clock, state.refresh))
         state.refresh()
 
     def _health_changed(self, state: ServiceState, instance: InstanceState, before: str) -> None:
         """Probes think differently of an instance. Most often it is the first good word, which changes no call."""
         if {before, instance.health} <= _WELL and not state.health_required:
             return
-        instance.weight = _weight(instance, self._policies.policy_of(state.name).load_balancing)
+        weight = _weight(instance, self._policies.policy_of(state.name).load_balancing)
+        instance.weight = instance.full_weight = weight
         state.refresh()
 
     def _policy_changed(self, service: str, before: ServicePolicy, after: ServicePolicy) -> None:
@@ -147,7 +170,8 @@ class StateTable:
             for each in _sharing(state, "retry"):
                 each.budget = budget
         if before is not None and before.load_balancing != after.load_balancing:
-            picker = new_picker(after.load_balancing)
+            picker = new_picker(after.load_balancing, now=self._clock.now)
+            _prefer(state, None)  # `_weigh` makes another
             for each in state.family:
                 each.picker = picker
                 each.health_required = after.load_balancing.health_check_required
@@ -175,6 +199,14 @@ class StateTable:
         if policy is None:
             return None
         return RetryBudget(policy.budget_ratio, policy.budget_min_per_second, clock=self._clock)
+
+
+def _prefer(state: ServiceState, preference: Prefer | None) -> None:
+    """Put `preference` in the place of the one that a service's state has."""
+    if state.prefer is not None:
+        state.prefer.close()
+    for each in state.family:
+        each.prefer = preference
 
 
 def _sharing(state: ServiceState, section: str) -> list[ServiceState]:

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-STICKY = "sticky sessions are not part of this version (0.1)"
 
 
 @pytest.mark.spec("S-003", "S-004", "S-005", "S-006")
@@ -170,19 +169,25 @@ def test_balancing_of_the_description_is_taken_with_enum_or_text() -> None:
     policies = balancing_policies(
         {
             "order-service": {
-                "strategy": LoadBalancingStrategy.LEAST_CONNECTIONS,
+                "strategy": LoadBalancingStrategy.LEAST_RESPONSE_TIME,
+                "health_check_required": True,
                 "weights": {"order-service-2": 2.0},
-                "sticky_sessions": False,
             },
-            "payment-service": {"strategy": "round_robin"},
+            "payment-service": {
+                "strategy": "round_robin",
+                "sticky_sessions": True,
+                "session_affinity_header": "X-Customer",
+            },
         }
     )
 
     assert policies == {
         "order-service": BalancingPolicy(
-            strategy=LoadBalancingStrategy.LEAST_CONNECTIONS, weights={"order-service-2": 2.0}
+            strategy=LoadBalancingStrategy.LEAST_RESPONSE_TIME,
+            weights={"order-service-2": 2.0},
+            health_check_required=True,
         ),
-        "payment-service": BalancingPolicy(),
+        "payment-service": BalancingPolicy(sticky_sessions=True, session_affinity_header="X-Customer"),
     }
 
 
@@ -227,21 +232,21 @@ def test_balancing_of_the_description_is_taken_with_enum_or_text() -> None:
             "configure_load_balancing",
             {
                 "order-service": {
-                    "strategy": "least_response_time",
+                    "strategy": "least_respons_time",
                     "health_check_required": "perhaps",
                     "weights": {"o": 0},
                 },
-                "payment-service": {"sticky_sessions": True, "session_affinity_header": "X-User-ID"},
+                "payment-service": {"sticky_sessions": "maybe", "session_affinity_header": "X User"},
             },
             (
                 (
-                    "order-service.strategy: 'least_response_time' is not part of this version (0.1); "
-                    "it has 'round_robin', 'least_connections'"
+                    "order-service.strategy: 'least_respons_time' is not one of round_robin, random, "
+                    "least_connections, least_response_time, consistent_hash - did you mean 'least_response_time'?"
                 ),
                 "order-service.weights.o: 0 is too small: it must be more than 0",
                 "order-service.health_check_required: 'perhaps' is not true or false",
-                f"payment-service.sticky_sessions: {STICKY}",
-                f"payment-service.session_affinity_header: {STICKY}",
+                "payment-service.sticky_sessions: 'maybe' is not true or false",
+                "payment-service.session_affinity_header: 'X User' is not a token (RFC 9110 section 5.6.2)",
             ),
         ),
         (balancing_policies, "configure_load_balancing", [], ("a list is not a table of settings",)),

@@ -50,13 +50,16 @@ def test_a_service_is_one_url_or_a_list_or_a_table() -> None:
         ),
         (
             {"load_balancing": "round-robin"},
-            "load_balancing: 'round-robin' is not one of round_robin, least_connections - did you mean 'round_robin'?",
+            (
+                "load_balancing: 'round-robin' is not one of round_robin, random, least_connections, "
+                "least_response_time, consistent_hash - did you mean 'round_robin'?"
+            ),
         ),
         (
-            {"load_balancing": "least_response_time"},
+            {"balancing": {"hash_on": "heder:X"}},
             (
-                "load_balancing: 'least_response_time' is not part of this version (0.1); "
-                "it has 'round_robin', 'least_connections'"
+                "balancing.hash_on: 'heder:X' is not 'path' or 'header:', 'cookie:' or 'query:' with a name, "
+                "like 'header:X-User-ID'"
             ),
         ),
         ({"weights": {"a-1": 0}}, "weights.a-1: 0 is too small: it must be more than 0"),

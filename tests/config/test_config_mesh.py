@@ -230,14 +230,23 @@ def test_merging_replaces_lists_and_values_and_joins_tables() -> None:
 
 
 @pytest.mark.spec("S-120")
-@pytest.mark.parametrize("strategy", ["least_response_time", "random", "consistent_hash"])
-def test_a_strategy_of_a_later_version_is_refused_by_name(strategy: str) -> None:
-    assert problems_of(BalancingPolicy, strategy=strategy) == [
-        f"strategy: '{strategy}' is not part of this version (0.1); it has 'round_robin', 'least_connections'"
+@pytest.mark.parametrize("strategy", LoadBalancingStrategy)
+def test_a_strategy_goes_by_its_name(strategy: LoadBalancingStrategy) -> None:
+    assert BalancingPolicy.model_validate({"strategy": strategy.value}).strategy is strategy
+
+
+def test_sticky_sessions_need_something_to_go_by() -> None:
+    assert problems_of(BalancingPolicy, sticky_sessions=True, session_affinity_header=None) == [
+        "sticky_sessions needs session_affinity_header or session_affinity_cookie"
     ]
-    assert BalancingPolicy.model_validate({"strategy": "least_connections"}).strategy is (
-        LoadBalancingStrategy.LEAST_CONNECTIONS
-    )
+    assert BalancingPolicy(sticky_sessions=True).session_affinity_header == "X-User-ID"
+
+
+def test_a_zone_is_a_name() -> None:
+    assert problems_of(MeshConfig, zone="eu 1") == [
+        "zone: 'eu 1' is not a name: letters, digits and signs without spaces, at most 253"
+    ]
+    assert MeshConfig(zone="eu-west-1a").zone == "eu-west-1a"
 
 
 class _Urls(Frozen):

@@ -29,7 +29,7 @@ TIMEOUTS = "timeout, attempt_timeout, connect_timeout, idle_timeout, max_stream_
             {"policies": {"user-service": {"load_balancing": {"strategy": "round-robin"}}}},
             (
                 "policies.user-service.load_balancing.strategy: 'round-robin' is not one of round_robin, "
-                "least_connections - did you mean 'round_robin'?"
+                "random, least_connections, least_response_time, consistent_hash - did you mean 'round_robin'?"
             ),
         ),
         (

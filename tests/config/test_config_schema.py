@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from fastapi_mesh.config import backends, gateway, later, mesh, policies, probes, routes
+from fastapi_mesh.config import backends, balancing, gateway, later, mesh, outlier, policies, probes, routes
 from fastapi_mesh.config.fields import Frozen
 from fastapi_mesh.config.gateway import GatewayConfig
 from fastapi_mesh.config.later import LATER
@@ -23,7 +23,7 @@ from fastapi_mesh.config.schema import json_schema
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = [
     value
-    for module in (policies, probes, backends, mesh, routes, gateway)
+    for module in (policies, balancing, outlier, probes, backends, mesh, routes, gateway)
     for value in vars(module).values()
     if isinstance(value, type) and issubclass(value, Frozen) and value.__module__ == module.__name__
 ]

@@ -20,7 +20,6 @@ from fastapi_mesh import exceptions
 from fastapi_mesh.config import environment
 from fastapi_mesh.config.fields import Noun
 from fastapi_mesh.config.later import Refused
-from fastapi_mesh.config.policies import LATER_STRATEGIES
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -176,7 +175,7 @@ def _kind_of(annotation: Any) -> str:
     if origin in (tuple, list, set, frozenset):
         return "a list"
     if hasattr(annotation, "__members__"):
-        return " or ".join(f"`{each.value}`" for each in annotation if each.value not in LATER_STRATEGIES)
+        return " or ".join(f"`{each.value}`" for each in annotation)
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path"}
     return names.get(annotation, getattr(annotation, "__name__", str(annotation)))
 

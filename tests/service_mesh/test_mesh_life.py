@@ -213,13 +213,6 @@ def test_a_mesh_whose_event_loop_ended_starts_anew_in_the_next_one() -> None:
     asyncio.run(stop())
 
 
-@pytest.mark.spec("S-120")
-def test_a_strategy_of_a_later_version_is_refused_by_name() -> None:
-    mesh = ServiceMesh("a", discovery_backend="static")
-    with pytest.raises(ConfigurationError, match="'least_response_time' is not part of this version"):
-        mesh.configure_load_balancing({"s": {"strategy": LoadBalancingStrategy.LEAST_RESPONSE_TIME}})
-
-
 @pytest.mark.spec("X-58")
 def test_policies_can_not_switch_a_disabled_mesh_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SERVICE_MESH_ENABLED", "false")
