@@ -14,17 +14,22 @@ if TYPE_CHECKING:
 class RoundRobin:
     """With weights 5, 1, 1 the order is a a b a c a a: an instance never gets its whole share in one burst.
 
-    Equal weights, the usual case, are a plain rotation in constant time.
+    Equal weights, the usual case, are a plain rotation in constant time. Second attempts have a rotation of their own:
+    in one with the first attempts, a failing instance whose calls all go to its neighbour would be next again at once,
+    and others never.
     """
 
-    __slots__ = ("_equal", "_next", "_seen")
+    __slots__ = ("_equal", "_next", "_next_retry", "_seen")
 
     def __init__(self) -> None:
-        self._next = -1
+        self._next = self._next_retry = -1
         self._seen: Sequence[InstanceState] = ()
         self._equal = True
 
     def pick(self, instances: Sequence[InstanceState], request: Request) -> InstanceState:
+        if request.context.tried and len({each.weight for each in instances}) == 1:
+            self._next_retry = (self._next_retry + 1) % len(instances)
+            return instances[self._next_retry]
         if instances is not self._seen:
             self._seen = instances
             self._equal = len({each.weight for each in instances}) == 1

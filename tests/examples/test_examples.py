@@ -30,6 +30,16 @@ SAID = {
         'mesh_service_calls_total{source_service="user-service",status="200",target_service="profile-service"} 2.0',
         'mesh_service_calls_total{source_service="user-service",status="404",target_service="profile-service"} 2.0',
     ],
+    "service_mesh_example.py": [
+        "feature flags: {'new_checkout': False}",
+        *[f"known: user-{number} (healthy)" for number in (1, 2, 3)],
+        "six users, no failure: by user-1, user-3",
+        "calls that took another instance after a failure: 2",
+        *[f"pay {amount}: not now (503)" for amount in (10, 20, 30)],
+        "pay 40: from the cache, the circuit is open for 120 s more",
+        "feature flags: {'new_checkout': True}",
+        "service calls: 10, success rate: 60%",
+    ],
     "api_gateway_example.py": [
         'a user, without a token: 401 Bearer realm="gateway"',
         *['a user, as ana: 200 {"user_id":1,"gateway":"1.0"}'] * 3,
@@ -76,7 +86,7 @@ def test_every_example_is_tested():
     assert {path.name for path in EXAMPLES.glob("*.py")} == set(SAID)
 
 
-@pytest.mark.spec("S-412", "S-410")
+@pytest.mark.spec("S-412", "S-411", "S-410")
 @pytest.mark.parametrize("name", SAID)
 def test_an_example_says_what_happened_and_ends_well(name: str, tmp_path: Path):
     ended = subprocess.run(

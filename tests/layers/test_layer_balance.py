@@ -1,6 +1,8 @@
 """Which instance gets the attempt, how long it counts as busy, and what happens to one that fails."""
 
 from collections import Counter
+from types import SimpleNamespace
+from typing import Any
 
 import anyio
 import pytest
@@ -31,6 +33,10 @@ def states(*weights: float) -> tuple[InstanceState, ...]:
     )
 
 
+FIRST: Any = SimpleNamespace(context=SimpleNamespace(tried=()))
+"""A request at its first attempt."""
+
+
 @pytest.mark.spec("X-01", "S-120")
 async def test_round_robin_takes_turns() -> None:
     bench = Rig([200])
@@ -39,11 +45,22 @@ async def test_round_robin_takes_turns() -> None:
     assert bench.tried() == ["users-1", "users-2", "users-3"] * 2
 
 
+@pytest.mark.spec("X-01", "X-04")
+async def test_the_calls_of_an_instance_that_fails_are_shared_by_all_others() -> None:
+    policy = ServicePolicy(retry=FAST, circuit_breaker=None, outlier=None)
+    bench = Rig(lambda r: Answer(503) if r.context.instance.instance.id == "users-2" else 200, policy)
+
+    for _ in range(30):
+        assert (await bench.call()).status == 200
+
+    assert Counter(bench.tried()) == {"users-1": 15, "users-2": 10, "users-3": 15}
+
+
 @pytest.mark.spec("X-01")
 def test_weighted_round_robin_is_smooth() -> None:
     picker = new_picker(BalancingPolicy())
     instances = states(5.0, 1.0, 1.0)
-    order = [picker.pick(instances, None).instance.id[-1] for _ in range(7)]  # type: ignore[arg-type]
+    order = [picker.pick(instances, FIRST).instance.id[-1] for _ in range(7)]
     assert order == ["1", "1", "2", "1", "3", "1", "1"]  # nginx's order for 5:1:1
 
 
