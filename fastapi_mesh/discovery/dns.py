@@ -131,12 +131,19 @@ class DnsDiscovery:
         """The list that counts now, from the last lookup or a new one; all watchers of a service share it."""
         turn = self._turns.setdefault(service, _Turn())
         turn.users += 1
+        asked = turn.lock.locked()
         try:
             async with turn.lock:
+                if asked and turn.failure is not None:  # we waited for that answer
+                    raise ServiceDiscoveryError(str(turn.failure), service=service) from turn.failure
                 found = self._lists.get(service)
                 if found is None or found.until <= self._clock.now():
                     found = self._lists[service] = await self._look_up(service)
+                turn.failure = None
                 return found
+        except ServiceDiscoveryError as error:
+            turn.failure = error
+            raise
         finally:
             turn.users -= 1
             if not turn.users:
@@ -288,11 +295,12 @@ class DnsDiscovery:
 
 
 class _Turn:
-    """Who looks up a service, and how many want to."""
+    """Who looks up a service, how many want to, and how it failed."""
 
-    __slots__ = ("lock", "users")
+    __slots__ = ("failure", "lock", "users")
 
     def __init__(self) -> None:
+        self.failure: ServiceDiscoveryError | None = None
         self.lock = asyncio.Lock()
         self.users = 0
 

@@ -237,6 +237,29 @@ async def test_silence_is_an_error_within_the_time_limit(server: DnsServer):
         await first(finder(server, timeout=0.3))
 
 
+async def test_all_who_wait_for_an_answer_hear_that_there_was_none(server: DnsServer):
+    server.silent = True
+    discovery = finder(server, timeout=0.3)
+
+    failures = await asyncio.gather(*(first(discovery) for _ in range(5)), return_exceptions=True)
+
+    assert [type(each) for each in failures] == [ServiceDiscoveryError] * 5
+    assert discovery.statistics()["lookups"] == 1
+    server.silent = False
+    assert await first(discovery) == ()
+
+
+async def test_who_gives_up_lets_the_next_one_ask(server: DnsServer):
+    server.silent = True
+    discovery = finder(server)
+    async with Seen(discovery, "users") as staying:
+        async with Seen(discovery, "users"), asyncio.timeout(20):
+            while not server.asked:  # noqa: ASYNC110 - the server sets no event
+                await asyncio.sleep(0.001)
+        server.silent = False
+        await staying.until(lambda now: now == (), 20.0)
+
+
 async def test_a_resolver_that_is_away_is_an_error_and_joined_later(server: DnsServer):
     server.add("users.", "A", "10.0.0.1")
     await server.stop()
