@@ -27,7 +27,7 @@ def new_picker(
     policy: BalancingPolicy, *, source: random.Random | None = None, now: Callable[[], float] = time.monotonic
 ) -> Picker:
     """The picker for `policy`; `source` is the randomness and `now` the clock, given by tests."""
-    picker = _of_strategy(policy, source or random.Random(), now)
+    picker = _of_strategy(policy, source or random.Random(random.getrandbits(64)), now)  # simulations seed this
     if policy.sticky_sessions:
         return ConsistentHash(_affinity(policy), picker, bound=policy.bounded_load)
     return picker

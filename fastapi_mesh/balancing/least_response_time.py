@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class LeastResponseTime:
     """Power of two choices on the response time, the calls in flight and the weight.
 
-    An instance that hasn't answered yet is taken to need `default` seconds. An estimate fades within about `decay`
-    seconds while there are no answers, so that a slow instance is tried again now and then.
+    An instance that hasn't answered yet is taken to need `default` seconds. An estimate fades to a third within `decay`
+    seconds without answers, so that a new or slow instance is tried sooner or later.
     """
 
     __slots__ = ("_decay", "_default", "_now", "_random")
@@ -50,7 +50,9 @@ class LeastResponseTime:
         """Seconds that `instance` is taken to need at the moment."""
         seconds = instance.response_time
         if seconds < 0:
-            return self._default
+            seconds = self._default
+            if not instance.answered_at:  # seen for the first time: this guess fades too, or nobody would ever check it
+                instance.answered_at = now
         return seconds * exp((instance.answered_at - now) / self._decay)
 
 

@@ -2,7 +2,8 @@
 
 Deterministic subsetting (Google, Site Reliability Engineering, chapter 20): the clients are numbered, as many as there
 are subsets form a round, and within a round each instance is in one subset. Each round has an order of its own. It is
-by hash instead of shuffled, so that an instance that comes or goes moves the others by one place and no more.
+by hash instead of shuffled, so that an instance that comes or goes moves the others by one place and no more, as long
+as the number of subsets stays the same.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ class InstanceState:
     `weight` is its share of the calls at the moment, `full_weight` the one that its registration and the policy give
     it; `joined` is when it came or came back, minus infinity for one that was there before. `succeeded` and `failed`
     count attempts. `response_time` is a moving average in seconds, negative until the instance has answered, as of
-    `answered_at`; it is kept only where instances are picked by it.
+    `answered_at` (0.0: never looked at); it is kept only where instances are picked by it.
     """
 
     __slots__ = (
