@@ -9,6 +9,8 @@ misbehaves on purpose. In your system they are found where they registered: leav
 from __future__ import annotations
 
 import asyncio
+import logging
+import sys
 
 from fastapi import FastAPI, HTTPException
 
@@ -111,4 +113,5 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
+    logging.basicConfig(format="log: %(message)s", stream=sys.stdout)
     asyncio.run(main())
