@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -16,7 +18,7 @@ from fastapi_mesh.core.instance import Instance
 from fastapi_mesh.core.tasks import Supervisor
 from fastapi_mesh.discovery.consul import ConsulRegistry
 from fastapi_mesh.discovery.registration import OwnRegistrations
-from fastapi_mesh.exceptions import ConfigurationError
+from fastapi_mesh.exceptions import ConfigurationError, ServiceDiscoveryError
 from fastapi_mesh.service_mesh.backends import Surroundings
 from fastapi_mesh.service_mesh.backends.consul import discovery
 from tests.contracts.backends import Seen
@@ -114,6 +116,23 @@ async def test_material_that_is_none_is_named(registry_of: Maker, tmp_path: Path
     (tmp_path / "x.pem").write_text("no PEM")
     with pytest.raises(ConfigurationError, match=which):
         registry_of(1, **{which: tmp_path / "x.pem"})
+
+
+async def test_an_answer_without_end_is_given_up(registry_of: Maker) -> None:
+    async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nx-consul-index: 1\r\n\r\n[")
+        with contextlib.suppress(OSError):
+            while True:
+                writer.write(b" " * 1_000_000)
+                await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(endless, "127.0.0.1", 0)
+    async with server:
+        registry = registry_of(server.sockets[0].getsockname()[1])
+        with pytest.raises(ServiceDiscoveryError, match="longer than 67108864 bytes"):
+            await anext(registry.watch("web"))
 
 
 # Services of others

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from fastapi_mesh.core.control import Control
 
 
+MAX_ANSWER = 64 * 1024 * 1024
+"""Bytes of an answer, of which a list of 10 000 instances takes some 20 MiB; whatever sends more is not the server."""
+
+
 def control_client(
     settings: ServerSettings,
     base_url: str,
@@ -27,7 +31,12 @@ def control_client(
     context = tls_context(settings) if base_url.startswith("https:") else None
     timeout = settings.request_timeout
     return ControlClient(
-        base_url, ssl_context=context, headers=headers, timeout=timeout, max_connections=max_connections
+        base_url,
+        ssl_context=context,
+        headers=headers,
+        timeout=timeout,
+        max_connections=max_connections,
+        max_size=MAX_ANSWER,
     )
 
 
