@@ -50,11 +50,12 @@ RELATED = frozenset(
     {b"x-forwarded-port", b"x-forwarded-scheme", b"x-forwarded-server", b"x-forwarded-ssl", b"x-real-ip"}
 )
 """What some proxies say of a client besides, and frameworks believe like the others (Rack, Spring; as in Traefik)."""
-FOR_SERVICES = frozenset({b"grpc-timeout", b"x-envoy-expected-rq-timeout-ms", b"x-mesh-shadow"})
+FOR_SERVICES = frozenset({b"grpc-timeout", b"x-envoy-expected-rq-timeout-ms", b"x-mesh-shadow", b"x-mesh-priority"})
 """What a service does less for. With a deadline of a few milliseconds anybody could make its calls fail, and so open
 circuits for everybody (Envoy's edge drops its own from outside, too); who marks a request as a copy gets it half done.
+And who is important is not for clients to say.
 """
-_OURS = FORWARDING | RELATED | FOR_SERVICES | {b"x-request-id", b"x-mesh-timeout-ms"}
+_OURS = FORWARDING | RELATED | FOR_SERVICES | {b"x-request-id", b"x-mesh-timeout-ms", b"x-mesh-timeout-covers"}
 _END_TO_END = _OURS | {b"host", b"content-length", b"via"}
 """What `Connection` can't remove: a client must not make us drop what a proxy in front of us said."""
 _MANAGED = HOP_BY_HOP | _END_TO_END | {b"expect"}
@@ -71,6 +72,7 @@ _KINDS |= {
     b"transfer-encoding": _CODING,
     b"upgrade": _UPGRADE,
     b"x-mesh-timeout-ms": _DROP,
+    b"x-mesh-timeout-covers": _DROP,
     b"x-request-id": _REQUEST_ID,
 }
 _NAME_MEMORY = 1024

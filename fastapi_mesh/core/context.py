@@ -8,6 +8,8 @@ import time
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
+from fastapi_mesh.core.priority import NORMAL
+
 if TYPE_CHECKING:
     from fastapi_mesh.config.policies import CallPolicy
     from fastapi_mesh.core.events import CallRecord
@@ -19,26 +21,30 @@ if TYPE_CHECKING:
 class Inbound:
     """The request that this process is answering, as far as calls made in it need to know.
 
-    `mesh` is the ServiceMesh (typed as object, since it lives far above). `deadline` is monotonic seconds or None.
-    `propagate` are the raw trace headers to pass on. `gone` turns True when its client went away.
+    `mesh` is the ServiceMesh (typed as object, since it lives far above). `deadline` is monotonic seconds or None; with
+    `head_only` it ends with the head of the answer. `propagate` are the raw trace headers to pass on. `gone` turns True
+    when its client went away and nobody needs the answer.
     """
 
-    __slots__ = ("deadline", "gone", "mesh", "principal", "propagate", "request_id")
+    __slots__ = ("deadline", "gone", "head_only", "mesh", "principal", "priority", "propagate", "request_id")
 
     def __init__(
         self,
         mesh: object,
         *,
         deadline: float | None = None,
+        head_only: bool = False,
         request_id: str = "",
         propagate: tuple[Header, ...] = (),
         principal: str | None = None,
     ) -> None:
         self.mesh = mesh
         self.deadline = deadline
+        self.head_only = head_only
         self.request_id = request_id
         self.propagate = propagate
         self.principal = principal
+        self.priority = NORMAL
         self.gone = False
 
 
@@ -50,21 +56,24 @@ class CallContext:
 
     `deadline` and `attempt_deadline` are monotonic seconds or None; `attempt` counts from 1; `instance` is the one of
     the running attempt, `tried` those of the earlier ones, and `unreachable` those of them that could not be connected
-    to. `hold` asks the wire to deliver a short answer only when it is complete. `template` is a name of low
-    cardinality for metrics and spans (a path template or the gateway's route). `affinity` is the value of a
-    cookie that a gateway is about to set for sticky sessions, else None.
+    to. `hold` asks the wire to deliver a short answer only when it is complete. `buffered` says that the deadline
+    covers the whole answer, not only its head. `template` is a name of low cardinality for metrics and spans (a path
+    template or the gateway's route). `affinity` is the value of a cookie that a gateway is about to set for sticky
+    sessions, else None.
     """
 
     __slots__ = (
         "affinity",
         "attempt",
         "attempt_deadline",
+        "buffered",
         "deadline",
         "hold",
         "inbound",
         "instance",
         "policy",
         "principal",
+        "priority",
         "record",
         "request_id",
         "started",
@@ -94,7 +103,9 @@ class CallContext:
         self.tried: list[InstanceState] = []
         self.unreachable: list[InstanceState] = []
         self.hold = False
+        self.buffered = False
         self.principal: str | None = None
+        self.priority = NORMAL if inbound is None else inbound.priority
         self.record: CallRecord | None = None
         self.request_id = ""
         self.affinity: bytes | None = None

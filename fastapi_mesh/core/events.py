@@ -144,10 +144,40 @@ class InstancesProbed:
 
 
 @dataclass(frozen=True, slots=True)
+class LimitChanged:
+    """An adaptive limit has another value: of the calls to `service`; None: of the requests that this node answers."""
+
+    service: str | None
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class RequestShed:
+    """This node refused a request because too many were running; `priority` is `low`, `normal` or `high`."""
+
+    priority: str
+
+
+@dataclass(frozen=True, slots=True)
 class BudgetExhausted:
     """A retry was wanted, and the budget had no room for it."""
 
     service: str
+
+
+@dataclass(frozen=True, slots=True)
+class HandlerCancelled:
+    """A handler of this node was cancelled; `cause` is `deadline`, `disconnect` or `shutdown`."""
+
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class HandlerAbandoned:
+    """Nobody waits for a handler any more, and it works on: in a thread, or because it did not heed its cancellation.
+    """
+
+    cause: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +219,11 @@ Event = (
     | InstanceProbed
     | InstanceHealthChanged
     | InstancesProbed
+    | LimitChanged
+    | RequestShed
     | BudgetExhausted
+    | HandlerCancelled
+    | HandlerAbandoned
     | TrailersDropped
     | ExcessDropped
     | LoopFailed

@@ -2,5 +2,6 @@
 
 from fastapi_mesh.integration.depends import Mesh, get_service_mesh
 from fastapi_mesh.integration.middleware import ServiceMeshMiddleware
+from fastapi_mesh.integration.priority import RequestPriority
 
-__all__ = ["Mesh", "ServiceMeshMiddleware", "get_service_mesh"]
+__all__ = ["Mesh", "RequestPriority", "ServiceMeshMiddleware", "get_service_mesh"]

@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from fastapi_mesh.core.context import Inbound, new_request_id
+from fastapi_mesh.core.priority import NORMAL, PRIORITY_HEADER, parse_priority
 from fastapi_mesh.observability.tracing import PROPAGATED
 
 if TYPE_CHECKING:
@@ -15,9 +16,10 @@ if TYPE_CHECKING:
 
 REQUEST_ID = b"x-request-id"
 MESH_TIMEOUT = b"x-mesh-timeout-ms"
+MESH_COVERS = b"x-mesh-timeout-covers"
 ENVOY_TIMEOUT = b"x-envoy-expected-rq-timeout-ms"
 GRPC_TIMEOUT = b"grpc-timeout"
-_WANTED = PROPAGATED | {REQUEST_ID, MESH_TIMEOUT, ENVOY_TIMEOUT, GRPC_TIMEOUT}
+_WANTED = PROPAGATED | {REQUEST_ID, MESH_TIMEOUT, MESH_COVERS, ENVOY_TIMEOUT, GRPC_TIMEOUT, PRIORITY_HEADER}
 
 _VALID_ID = re.compile(rb"[A-Za-z0-9._~:/+=@-]{1,128}")
 """What an id from outside may look like: safe in a log line and in a header."""
@@ -30,11 +32,15 @@ def read_inbound(mesh: object, headers: Iterable[Header], now: float, *, trust_r
     """What calls made in this request need to know. `now` is the mesh clock's monotonic time.
 
     The deadline is the earliest of `x-mesh-timeout-ms`, `x-envoy-expected-rq-timeout-ms` (Envoy) and `grpc-timeout`
-    (gRPC over HTTP/2); what can't be read is ignored. `x-request-id` is kept when it is trusted and well formed, else
-    a new id is made.
+    (gRPC over HTTP/2); what can't be read is ignored. `x-mesh-timeout-covers: head` says that the first of them ends
+    with the head of the answer; the others always cover all of it. `x-request-id` is kept when it is trusted and well
+    formed, else a new id is made.
     """
     request_id = ""
     timeout: float | None = None
+    earliest = b""
+    covers_head = False
+    priority = NORMAL
     propagate: list[Header] = []
     for header in headers:
         name, value = header
@@ -45,16 +51,23 @@ def read_inbound(mesh: object, headers: Iterable[Header], now: float, *, trust_r
         elif name == REQUEST_ID:
             if trust_request_id and not request_id and _VALID_ID.fullmatch(value):
                 request_id = value.decode("ascii")
+        elif name == PRIORITY_HEADER:
+            priority = parse_priority(value, priority)
+        elif name == MESH_COVERS:
+            covers_head = value == b"head"
         else:
             seconds = _timeout(name, value)
             if seconds is not None and (timeout is None or seconds < timeout):
-                timeout = seconds
-    return Inbound(
+                timeout, earliest = seconds, name
+    inbound = Inbound(
         mesh,
         deadline=None if timeout is None else now + timeout,
+        head_only=covers_head and earliest == MESH_TIMEOUT,
         request_id=request_id or new_request_id(),
         propagate=tuple(propagate),
     )
+    inbound.priority = priority
+    return inbound
 
 
 def _timeout(name: bytes, value: bytes) -> float | None:

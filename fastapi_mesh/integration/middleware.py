@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp, Receive, Scope, Send
 
+    from fastapi_mesh.config.policies import BulkheadPolicy
     from fastapi_mesh.service_mesh.mesh import ServiceTarget
 
 logger = logging.getLogger("fastapi_mesh.integration")
@@ -43,7 +44,9 @@ class ServiceMeshMiddleware:
     `mesh` is one made elsewhere; then the settings belong to it and none may be given here. Each setting that is None
     comes from `MESH_*`, then from `config_file`, then from the defaults: tracing, metrics and discovery on, "/metrics",
     "/health", a `drain_delay` of 2.0 seconds, `start_policy` "degraded". `trust_request_id=False` replaces an inbound
-    `x-request-id`. Options whose part isn't in this version are refused when the application starts.
+    `x-request-id`. A handler is cancelled when the deadline of its request passes, and when its client goes away: that
+    of GET, HEAD, OPTIONS and TRACE, with `cancel_on_disconnect=True` of every method. Options whose part isn't in this
+    version are refused when the application starts.
     """
 
     if not TYPE_CHECKING:  # a type checker knows the keywords below, and refuses others itself
@@ -77,8 +80,10 @@ class ServiceMeshMiddleware:
         metrics_path: str | None = None,
         health_path: str | None = None,
         drain_delay: float | None = None,
+        inbound_limit: BulkheadPolicy | Mapping[str, object] | None = None,
         start_policy: str | None = None,
         trust_request_id: bool = True,
+        cancel_on_disconnect: bool = False,
         enable_mtls: bool | None = None,
         cert_path: str | None = None,
         key_path: str | None = None,
@@ -90,6 +95,7 @@ class ServiceMeshMiddleware:
         self._app = app
         self._given = mesh
         self._trust_request_id = trust_request_id
+        self._cancel_on_disconnect = cancel_on_disconnect
         self._make = functools.partial(
             ServiceMesh,
             service_name=service_name,
@@ -107,6 +113,7 @@ class ServiceMeshMiddleware:
             metrics_path=metrics_path,
             health_path=health_path,
             drain_delay=drain_delay,
+            inbound_limit=inbound_limit,
             start_policy=start_policy,
             enable_mtls=enable_mtls,
             cert_path=cert_path,
@@ -149,7 +156,12 @@ class ServiceMeshMiddleware:
         adopt(mesh, application)
         owner = await mesh.life.open()
         if self._node is None or self._node.mesh is not mesh:
-            self._node = Node(self._app, mesh, trust_request_id=self._trust_request_id)
+            self._node = Node(
+                self._app,
+                mesh,
+                trust_request_id=self._trust_request_id,
+                cancel_on_disconnect=self._cancel_on_disconnect,
+            )
         return mesh, owner
 
     def _choose(self, present: object) -> ServiceMesh:

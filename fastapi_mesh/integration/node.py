@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 from fastapi_mesh.core.context import current_inbound
 from fastapi_mesh.core.problem import problem
 from fastapi_mesh.exceptions import ConfigurationError, DeadlineExceededError, MeshError
-from fastapi_mesh.integration.exchange import Exchange, Streams
+from fastapi_mesh.integration.admission import Admission
+from fastapi_mesh.integration.exchange import SAFE_METHODS, Exchange
 from fastapi_mesh.integration.inbound import read_inbound
 from fastapi_mesh.integration.pages import Pages, answer_where_missing, paths_of, send_answer
+from fastapi_mesh.integration.streams import Streams
 from fastapi_mesh.observability.server import measure_server
 from fastapi_mesh.observability.tracing import current_trace_id
 
@@ -31,17 +33,20 @@ class Node:
     With `SERVICE_MESH_ENABLED=false` requests only find the mesh and pass straight through (X-58).
     """
 
-    def __init__(self, app: ASGIApp, mesh: ServiceMesh, *, trust_request_id: bool) -> None:
+    def __init__(
+        self, app: ASGIApp, mesh: ServiceMesh, *, trust_request_id: bool, cancel_on_disconnect: bool = False
+    ) -> None:
         self.mesh = mesh
         self._app = app
         self._trust_request_id = trust_request_id
+        self._cancel_on_disconnect = cancel_on_disconnect
         self._pages = Pages(mesh)
-        self._streams = Streams(mesh.life, mesh.clock)
+        self._streams = Streams(mesh.life, mesh.clock, mesh.supervisor, mesh.observers)
         self._saw_server = False
-        self._http: ASGIApp = self._serve
+        self._http: ASGIApp = Admission(mesh, self._serve, paths_of(mesh))
         if mesh.metrics is not None and mesh.enabled:
             try:
-                self._http = measure_server(self._serve, mesh.metrics.registry, exclude=paths_of(mesh))
+                self._http = measure_server(self._http, mesh.metrics.registry, exclude=paths_of(mesh))
             except ConfigurationError as error:  # right for a mounted application: the outer one counts it already
                 logger.warning("%s: HTTP requests of this application are not counted: %s", mesh.service_name, error)
 
@@ -80,7 +85,15 @@ class Node:
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         inbound = self._inbound(scope)
         token = current_inbound.set(inbound)
-        exchange = Exchange(self._streams, receive, send)
+        exchange = Exchange(
+            self._streams,
+            scope,
+            receive,
+            send,
+            inbound,
+            heeds=self._cancel_on_disconnect or scope["method"] in SAFE_METHODS,
+            answer_late=self._answer_late,
+        )
         try:
             if inbound.deadline is not None and inbound.deadline <= self.mesh.clock.now():
                 raise DeadlineExceededError("the deadline of this request had passed when it arrived")
@@ -94,14 +107,23 @@ class Node:
                 raise
         except (MeshError, ExceptionGroup) as raised:
             error = _mesh_error(raised)
-            if exchange.started or error is None:
+            if error is not None and exchange.answering is not None:
+                pass  # one of its calls failed by the same deadline, which has been answered
+            elif exchange.started or error is None:
                 raise
-            await send_answer(scope, send, self._answer(scope, inbound, error))
+            else:
+                exchange.finish()
+                await send_answer(scope, send, self._answer(scope, inbound, error))
         finally:
-            exchange.release()
             current_inbound.reset(token)
+            await exchange.release()
         if exchange.ended:
             await exchange.close()
+
+    async def _answer_late(self, scope: Scope, inbound: Inbound, send: Send) -> None:
+        """The deadline passed before the handler had an answer."""
+        error = DeadlineExceededError("the deadline of this request passed before its handler had an answer")
+        await send_answer(scope, send, self._answer(scope, inbound, error))
 
     def _answer(self, scope: Scope, inbound: Inbound, error: MeshError) -> Answer:
         """The problem document for `error`, and a log line with what it must not say."""

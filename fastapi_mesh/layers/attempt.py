@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from fastapi_mesh.core.events import AttemptRecord
+from fastapi_mesh.core.priority import NORMAL, PRIORITIES, PRIORITY_HEADER
 from fastapi_mesh.exceptions import DeadlineExceededError, UpstreamTimeoutError
 from fastapi_mesh.layers.base import reason_of
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 DEADLINE_HEADER = b"x-mesh-timeout-ms"
 """Milliseconds left for the callee, as `x-envoy-expected-rq-timeout-ms` has them."""
+HEAD_ONLY: Header = (b"x-mesh-timeout-covers", b"head")
+"""Said of a streamed call: the deadline ends with the head of the answer, so a long body is not cut off by it."""
 
 
 class AttemptTracer(Protocol):
@@ -57,6 +60,10 @@ class Attempt:
         own = len(headers)  # what is added below belongs to this attempt, and goes with it
         if deadline is not None:
             headers.append((DEADLINE_HEADER, b"%d" % max(1, (deadline - started) * 1000)))
+            if not context.buffered:
+                headers.append(HEAD_ONLY)
+        if context.priority != NORMAL and not any(name == PRIORITY_HEADER for name, _ in headers):
+            headers.append((PRIORITY_HEADER, PRIORITIES[context.priority]))
         span = None
         if self._tracer is not None:
             span = self._tracer.start_attempt(request)

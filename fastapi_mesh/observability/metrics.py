@@ -12,13 +12,17 @@ from fastapi_mesh.core.events import (
     CallFinished,
     CircuitChanged,
     ExcessDropped,
+    HandlerAbandoned,
+    HandlerCancelled,
     InstanceEjected,
     InstanceHealthChanged,
     InstanceProbed,
     InstanceRestored,
     InstancesChanged,
     InstancesProbed,
+    LimitChanged,
     LoopFailed,
+    RequestShed,
     TrailersDropped,
 )
 from fastapi_mesh.exceptions import ConfigurationError
@@ -74,7 +78,11 @@ class MeshMetrics:
             InstanceProbed: self._instance_probed,
             InstanceHealthChanged: self._instance_health_changed,
             InstancesProbed: self._instances_probed,
+            LimitChanged: self._limit_changed,
+            RequestShed: self._request_shed,
             BudgetExhausted: self._budget_exhausted,
+            HandlerCancelled: self._handler_cancelled,
+            HandlerAbandoned: self._handler_abandoned,
             TrailersDropped: self._trailers_dropped,
             ExcessDropped: self._excess_dropped,
             LoopFailed: self._loop_failed,
@@ -168,10 +176,41 @@ class MeshMetrics:
             registry=registry,
             multiprocess_mode="livemostrecent",
         )
+        self._limits = Gauge(
+            "mesh_concurrency_limit",
+            "Adaptive limit of the calls to a service at the same time.",
+            ["service"],
+            registry=registry,
+            multiprocess_mode="livemostrecent",
+        )
+        self._inbound_limit = Gauge(
+            "mesh_inbound_concurrency_limit",
+            "Adaptive limit of the requests answered at the same time; 0 where there is none.",
+            registry=registry,
+            multiprocess_mode="livemostrecent",
+        )
+        self._shed = Counter(
+            "mesh_requests_shed_total",
+            "Requests refused because too many were being answered; priority is low, normal or high.",
+            ["priority"],
+            registry=registry,
+        )
         self._exhausted = Counter(
             "mesh_retry_budget_exhausted_total",
             "Retries that were wanted and not made, because the budget had no room.",
             ["service"],
+            registry=registry,
+        )
+        self._cancelled = Counter(
+            "mesh_handlers_cancelled_total",
+            "Handlers of this node that were cancelled; cause is deadline, disconnect or shutdown.",
+            ["cause"],
+            registry=registry,
+        )
+        self._abandoned = Counter(
+            "mesh_handlers_abandoned_total",
+            "Handlers of this node that work on although nobody waits for them; cause is deadline, disconnect or shutdown.",
+            ["cause"],
             registry=registry,
         )
         self._trailers = Counter(
@@ -256,8 +295,23 @@ class MeshMetrics:
         for health in HEALTHS:
             self._probed.labels(self._label(event.service), health).set(event.counts.get(health, 0))
 
+    def _limit_changed(self, event: LimitChanged) -> None:
+        if event.service is None:
+            self._inbound_limit.set(event.limit)
+        else:
+            self._limits.labels(self._label(event.service)).set(event.limit)
+
+    def _request_shed(self, event: RequestShed) -> None:
+        self._shed.labels(event.priority).inc()
+
     def _budget_exhausted(self, event: BudgetExhausted) -> None:
         self._exhausted.labels(self._label(event.service)).inc()
+
+    def _handler_cancelled(self, event: HandlerCancelled) -> None:
+        self._cancelled.labels(event.cause).inc()
+
+    def _handler_abandoned(self, event: HandlerAbandoned) -> None:
+        self._abandoned.labels(event.cause).inc()
 
     def _trailers_dropped(self, event: TrailersDropped) -> None:
         self._trailers.labels(self._label(event.service)).inc()

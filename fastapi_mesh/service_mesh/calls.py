@@ -121,6 +121,7 @@ class Caller:
     ) -> tuple[Response, bytes]:
         """Send, and read all of the answer within the deadline."""
         service = context.state.name
+        context.buffered = True
         request = Request(method.upper().encode("ascii"), service, target, headers, body, context)
         response = await self._send(request)
         try:

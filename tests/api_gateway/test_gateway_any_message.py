@@ -159,7 +159,7 @@ async def _check(sample: Sample, upstream: RawUpstream, port: int) -> None:
     assert len(upstream.received) == 1
     assert first == f"{sample.method} {sample.target} HTTP/1.1".encode()
     added = {"x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "forwarded", "via", "x-request-id", "host"}
-    framing = {"content-length", "transfer-encoding", "x-mesh-timeout-ms", "x-mesh-attempt"}
+    framing = {"content-length", "transfer-encoding", "x-mesh-timeout-ms", "x-mesh-timeout-covers", "x-mesh-attempt"}
     assert _expected(headers, added | framing) == _expected(left + sample.headers, gone)
     assert body == b"".join(sample.body or [])
     assert HOPS & {name.lower() for name, _ in headers} <= {"transfer-encoding"}

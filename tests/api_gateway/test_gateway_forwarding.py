@@ -63,6 +63,7 @@ async def test_a_request_arrives_exactly_as_it_should(http: str) -> None:
         b"via: 1.1 fastapi-mesh",
         id_line,
         timeout_line,
+        b"x-mesh-timeout-covers: head",
         b"",
         b"",
     ]

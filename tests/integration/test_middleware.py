@@ -214,10 +214,9 @@ async def test_a_wrong_setting_is_a_failed_startup_of_four_lines():
     [
         ({"enable_mtls": True}, "enable_mtls: mutual TLS is not part of this version"),
         ({"security_policies": {"allow_services": ["a"]}}, "security_policies: "),
-        ({"discovery_backend": "consul"}, "consul"),
         ({"mesh": ServiceMesh("given"), "port": 3}, "service_name, port can't be given beside it"),
     ],
-    ids=["mtls", "policies", "consul", "mesh and settings"],
+    ids=["mtls", "policies", "mesh and settings"],
 )
 async def test_options_that_are_not_here_yet_or_contradict_are_refused_by_name(settings, named):
     (message,) = await lifespan_messages(application(**settings), told_only=True)
@@ -581,8 +580,8 @@ def test_handlers_async_or_not_and_background_tasks_see_the_inbound_request():
     with TestClient(app) as client:
         client.get("/async", headers=headers)
         client.get("/sync", headers=headers)
-    expected = ("r-1", True, {b"traceparent": TRACEPARENT.encode()})
-    assert seen == [("async", *expected), ("background", *expected), ("sync", *expected)]
+    trace = {b"traceparent": TRACEPARENT.encode()}
+    assert seen == [("async", "r-1", True, trace), ("background", "r-1", False, trace), ("sync", "r-1", True, trace)]
     assert current_inbound.get() is None
 
 

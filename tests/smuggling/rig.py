@@ -37,6 +37,7 @@ _HEAD = re.compile(
 _VARIES = (
     (re.compile(rb"(?m)^x-request-id: [0-9a-f-]{32,36}\r\n"), b"x-request-id: ID\r\n"),
     (re.compile(rb"(?m)^x-mesh-timeout-ms: [0-9]+\r\n"), b""),
+    (re.compile(rb"(?m)^x-mesh-timeout-covers: head\r\n"), b""),
     (re.compile(rb"(?m)^x-mesh-attempt: [0-9]+\r\n"), b""),
 )
 _STATUS = re.compile(rb"HTTP/1\.1 ([0-9]{3})[ \r]")
