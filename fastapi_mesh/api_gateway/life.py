@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from fastapi_mesh.config.gateway import GatewayConfig
     from fastapi_mesh.config.policies import ServicePolicy
     from fastapi_mesh.core.instance import ASGIApp, Message
+    from fastapi_mesh.service_mesh.stack import Stack
 
 _DROPPED = frozenset({b"date", b"server", b"x-request-id"})
 """Response headers that end here besides the hop-by-hop ones. Every ASGI server writes Date and Server itself, and the
@@ -152,18 +153,17 @@ class Life:
             lines = new_lines(config, extensions.providers)
             likely = [Route(each, config) for each in dynamic_routes(config, [ANY_SERVICE], "")]
             parts = self._parts(config, [*routes, *likely], extensions, lines)
-            asking, uncached = Upgrade(self.mesh.stack), replace(parts, caching=None)
+            chains = partial(_chains, self.mesh.stack, parts)
             ready: list[tuple[Route, GatewayService, GatewayService, WebSocketPolicy]] = []
             for route in (*likely, *routes):
-                chain = compile_chain(self.mesh.stack, route, parts)
-                handshake = LateChain(partial(compile_chain, asking, route, uncached, upgrade=True))
-                ready.append((route, chain, handshake, effective(config.websocket, route.config.websocket)))
+                ready.append((route, *chains(route), effective(config.websocket, route.config.websocket)))
                 yield
             doors = Doors(config, parts)
         except BaseException:
             self._engines.rollback()
             raise
         self._forwarding.configure(config.trusted_proxies, config.via)
+        self._chains_of = chains
         self._config, self._routes = config, ()  # no route need hear of what is about to change
         self._shared.clear()
         self._services.take(config)
@@ -216,6 +216,7 @@ class Life:
 
         What routes have in common is worked out once: 10 000 of them are changed together.
         """
+        was_sticky = route.sticky
         shared = self._shared.get(service)
         if shared is None:
             policy = overlay(self.mesh.policy_of(service), self._config.policy_of(service))
@@ -225,12 +226,22 @@ class Life:
             route.set_policy(service, with_streaming(CallPolicy.compile(own)))
         else:
             route.set_policy(service, shared[1])
+        if route.sticky is not was_sticky:  # the only setting of a service that takes a layer of its routes
+            route.chain, route.upgrade = self._chains_of(route)
 
     def _policy_changed(self, service: str, before: object, after: object) -> None:
         self._shared.pop(service, None)
         for route in self._routes:
             if service in route.services:
                 self._set_policy(route, service)
+
+
+def _chains(stack: Stack, parts: Parts, route: Route) -> tuple[GatewayService, GatewayService]:
+    """The layers of a route, and those of a WebSocket's handshake on it."""
+    asking, uncached = Upgrade(stack), replace(parts, caching=None)
+    return compile_chain(stack, route, parts), LateChain(
+        partial(compile_chain, asking, route, uncached, upgrade=True)
+    )
 
 
 def mesh_of(scope: Message) -> ServiceMesh | None:

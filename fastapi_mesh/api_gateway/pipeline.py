@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fastapi_mesh.api_gateway.access_log import AccessLog
+from fastapi_mesh.api_gateway.affinity import Affinity
 from fastapi_mesh.api_gateway.body_limit import BodyLimit
 from fastapi_mesh.api_gateway.buffer import Buffer
 from fastapi_mesh.api_gateway.cache.wiring import dropped_below
@@ -172,13 +173,19 @@ ORDER: tuple[Row, ...] = (
     ),
     Row(
         "Split",
-        outside=("Cache",),
+        outside=("Affinity",),
         because="which service answers is known before anything is looked up or sent under its name",
         make=lambda inner, route, parts: (
             Split(inner, route.config.split, route.config.canary, parts.mesh)
             if route.config.split is not None or route.config.canary
             else None
         ),
+    ),
+    Row(
+        "Affinity",
+        outside=("Cache",),
+        because="a client's cookie is for the service that was chosen, and must not be stored for other clients",
+        make=lambda inner, route, parts: Affinity(inner) if route.sticky else None,
     ),
     Row(
         "Cache",

@@ -31,7 +31,8 @@ class Route:
     and the answer comes within the attempt's timeout after its end. `services` are all that may answer, `service`
     first; `policies` has both policies of each. `parameters` says which segment of a path each name is; `max_body`,
     `https_port` (None where HTTP will do) and `host` (True: the client's, False: the instance's) are what counts here
-    after the gateway's own settings. `state` is None, but where the gateway answers itself.
+    after the gateway's own settings. `state` is None, but where the gateway answers itself. `sticky` says that clients
+    of one of its services get a cookie for sticky sessions.
     """
 
     __slots__ = (
@@ -48,6 +49,7 @@ class Route:
         "service",
         "services",
         "state",
+        "sticky",
         "streaming",
         "strip",
         "upgrade",
@@ -73,6 +75,7 @@ class Route:
         self.upgrade: GatewayService | None = None
         self.websocket = config.websocket or WebSocketPolicy()
         self.state: ServiceState | None = None
+        self.sticky = False
         self.policy: CallPolicy | None = None
         self.streaming: CallPolicy | None = None
 
@@ -103,6 +106,10 @@ class Route:
     def set_policy(self, service: str, policies: Policies) -> None:
         """Give this route its policies for one of its `services`, from the next request on."""
         self.policies[service] = policies
+        self.sticky = any(
+            policy.balancing.sticky_sessions and policy.balancing.session_affinity_cookie is not None
+            for policy, _ in self.policies.values()
+        )
         if service == self.service:
             self.policy, self.streaming = policies
 
