@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from fastapi_mesh.config.policies import (
+    AdaptiveLimit,
     BalancingPolicy,
     BreakerPolicy,
     BulkheadPolicy,
@@ -22,7 +23,7 @@ from fastapi_mesh.exceptions import (
     ServiceResponseError,
     ServiceUnavailableError,
 )
-from fastapi_mesh.integration import Mesh, ServiceMeshMiddleware, get_service_mesh
+from fastapi_mesh.integration import Mesh, RequestPriority, ServiceMeshMiddleware, get_service_mesh
 from fastapi_mesh.service_mesh import ServiceMesh, circuit_breaker, retry_policy, trace_calls
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "APIGateway",
+    "AdaptiveLimit",
     "BalancingPolicy",
     "BreakerPolicy",
     "BulkheadPolicy",
@@ -40,6 +42,7 @@ __all__ = [
     "Mesh",
     "MeshError",
     "OutlierPolicy",
+    "RequestPriority",
     "RetryPolicy",
     "ServiceDiscoveryError",
     "ServiceMesh",

@@ -160,6 +160,6 @@ class MeshStoreConfig(StoreConfig):
 
     key: StoreKey | None = Field(
         default=None,
-        description="The key of this node's own settings: `defaults`, `policies`, `services` and `drain_delay` there "
-        "count over the settings file, and are taken over while the node runs. None: nowhere.",
+        description="The key of this node's own settings: `defaults`, `policies`, `services`, `drain_delay` and "
+        "`inbound_limit` there count over the settings file, and are taken over while the node runs. None: nowhere.",
     )

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from fastapi_mesh.config.backends import DiscoveryConfig, MeshStoreConfig
+from fastapi_mesh.config.bulkhead import BulkheadPolicy
 from fastapi_mesh.config.fields import (
     CountOrZero,
     Delay,
@@ -69,6 +70,9 @@ class MeshConfig(Frozen):
     defaults: ServicePolicy = Field(default=ServicePolicy(), description="Policies of every service.")
     policies: dict[ServiceName, ServicePolicy] = Field(
         default={}, description="Service to what differs from `defaults` for it."
+    )
+    inbound_limit: BulkheadPolicy | None = Field(
+        default=None, description="Requests that this node answers at the same time; more get 503. None: no limit."
     )
     drain_delay: Delay = Field(
         default=2.0, description="Seconds between leaving the registry and stopping, for others to notice."

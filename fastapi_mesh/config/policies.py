@@ -12,9 +12,10 @@ from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 from fastapi_mesh import exceptions
 from fastapi_mesh.config.balancing import BalancingPolicy as BalancingPolicy
 from fastapi_mesh.config.balancing import LoadBalancingStrategy as LoadBalancingStrategy
+from fastapi_mesh.config.bulkhead import AdaptiveLimit as AdaptiveLimit
+from fastapi_mesh.config.bulkhead import BulkheadPolicy as BulkheadPolicy
 from fastapi_mesh.config.fields import (
     Count,
-    CountOrZero,
     Delay,
     Factor,
     Frozen,
@@ -123,13 +124,6 @@ class BreakerPolicy(Frozen):
     def counts(self, error: BaseException) -> bool:
         """Whether `error` may count as a failure (`expected_exception`)."""
         return self.expected_exception is None or isinstance(error, self.expected_exception)
-
-
-class BulkheadPolicy(Frozen):
-    """Calls in flight to one service: `max_concurrent` run, `max_queue` wait, the rest is refused."""
-
-    max_concurrent: Count = Field(description="Calls that run at the same time.")
-    max_queue: CountOrZero = Field(default=0, description="Calls that wait for a seat; more are refused.")
 
 
 class OutlierPolicy(Frozen):

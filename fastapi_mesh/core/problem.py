@@ -15,6 +15,7 @@ DETAILS = {
     "service-unavailable": "{service} gave no usable answer",
     "circuit-open": "calls to {service} are suspended because too many of them failed",
     "bulkhead-full": "too many calls to {service} are running",
+    "overloaded": "too many requests are being answered already",
     "connection-failed": "{service} could not be reached",
     "invalid-response": "{service} gave an answer that is not valid HTTP",
     "upstream-timeout": "{service} did not answer in time",

@@ -43,11 +43,24 @@ class Breaker(Protocol):
 class Seats(Protocol):
     """A bounded number of calls in flight."""
 
-    async def acquire(self, deadline: float | None) -> None:
+    @property
+    def measures(self) -> bool:
+        """Whether the number follows how long calls take."""
+        ...
+
+    async def acquire(self, deadline: float | None, priority: int = ...) -> None:
         """Take a seat, waiting in the queue until `deadline`. Raises BulkheadFullError, DeadlineExceededError."""
         ...
 
     def release(self) -> None: ...
+
+    def now(self) -> float:
+        """When a call begins, for `measured`."""
+        ...
+
+    def measured(self, began: float) -> None:
+        """A call has its answer."""
+        ...
 
 
 class Prefer(Protocol):

@@ -47,8 +47,8 @@ def note_failure(
     With `refused` nothing listens at the instance's port any more: one such failure is enough, and its ejection is
     short, since a process that is started again may be back at any time.
 
-    When one more is ejected, the one that has been out longest gets its trial call at once: what it no longer carries,
-    the others do, and under high load they may fail of just that.
+    When one more is ejected and half of all are out, the one that has been out longest gets its trial call at once: what
+    it no longer carries, the others do, and under high load they may fail of just that.
     """
     instance.failures_in_row += 1
     if instance.ejected_until:
@@ -75,9 +75,11 @@ def note_failure(
 
 def _relieve(state: ServiceState) -> None:
     """Make the longest-ejected instance due for its trial; should that fail, it is ejected no longer than before."""
-    ejected = [each for each in state.instances.value or () if each.ejected_until and each.may_be_tried]
-    if ejected:
-        longest = min(ejected, key=lambda each: each.ejected_at)
+    everyone = state.instances.value or ()
+    ejected = [each for each in everyone if each.ejected_until]
+    waiting = [each for each in ejected if each.may_be_tried]
+    if waiting and 2 * (len(ejected) + 1) >= len(everyone):
+        longest = min(waiting, key=lambda each: each.ejected_at)
         longest.ejected_until = longest.ejected_at
         longest.ejections = max(0, longest.ejections - 1)
 

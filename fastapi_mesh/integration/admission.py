@@ -65,7 +65,7 @@ class Admission:
     def _change(self, policy: BulkheadPolicy | None) -> None:
         if policy != self._policy:
             mesh = self._mesh
-            self._seats = policy and SeatQueue(None, policy, clock=mesh.clock, observer=mesh.observers)
+            self._seats = None if policy is None else SeatQueue(None, policy, clock=mesh.clock, observer=mesh.observers)
         self._policy = policy
 
     async def _wait(self, seats: SeatQueue, scope: Scope, send: Send, priority: int) -> bool:

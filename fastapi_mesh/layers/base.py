@@ -15,6 +15,8 @@ Service = Callable[["Request"], Awaitable["Response"]]
 
 
 REASON_HEADER = b"x-mesh-reason"
+OVERLOADED = b"overloaded"
+"""The reason of an instance that answers as many requests as it can: another one may answer this at once."""
 
 
 def is_secondhand(response: Response) -> bool:

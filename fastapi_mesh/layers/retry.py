@@ -21,7 +21,7 @@ from fastapi_mesh.core.body import replayable
 from fastapi_mesh.core.events import BudgetExhausted
 from fastapi_mesh.core.message import Response
 from fastapi_mesh.exceptions import ServiceUnavailableError, UpstreamConnectionError, UpstreamTimeoutError
-from fastapi_mesh.layers.base import is_secondhand
+from fastapi_mesh.layers.base import OVERLOADED, REASON_HEADER, is_secondhand
 
 if TYPE_CHECKING:
     from fastapi_mesh.config.policies import RetryPolicy
@@ -124,8 +124,8 @@ def retry_after(response: Response) -> float | None:
     if response.status not in RETRY_AFTER_STATUSES:
         return None
     value = response.header(b"retry-after")
-    if value is None:
-        return None
+    if value is None or response.header(REASON_HEADER) == OVERLOADED:
+        return None  # an overloaded instance asks for patience, and the next attempt goes to another one
     text = value.decode("latin-1").strip()
     if text.isascii() and text.isdigit():
         return float(text)
@@ -251,7 +251,7 @@ def _worth_repeating(error: BaseException, again: bool) -> bool:
 
 def _asks_for_another(response: Response, policy: RetryPolicy) -> bool:
     if is_secondhand(response):
-        return False
+        return response.header(REASON_HEADER) == OVERLOADED and response.status in policy.retry_statuses
     return response.status in policy.retry_statuses or retry_after(response) is not None
 
 

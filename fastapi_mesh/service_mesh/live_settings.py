@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("fastapi_mesh.config")
 
-LIVE = ("defaults", "drain_delay", "policies", "services")
+LIVE = ("defaults", "drain_delay", "inbound_limit", "policies", "services")
 """The settings that may come from a store. The others say who the node is, and stay as they were at the start."""
 FIRST_ANSWER = 5.0
 """Seconds that the start waits for the store."""

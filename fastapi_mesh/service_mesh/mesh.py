@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     import httpx2
 
     from fastapi_mesh.config.mesh import MeshConfig
-    from fastapi_mesh.config.policies import CallPolicy, ServicePolicy
+    from fastapi_mesh.config.policies import BulkheadPolicy, CallPolicy, ServicePolicy
     from fastapi_mesh.configstore.base import ConfigStore
     from fastapi_mesh.core.clock import Clock
     from fastapi_mesh.core.events import CallRecord, Observer
@@ -122,6 +122,7 @@ class ServiceMesh(SetUpInCode):
         metrics_path: str | None = None,
         health_path: str | None = None,
         drain_delay: float | None = None,
+        inbound_limit: BulkheadPolicy | Mapping[str, object] | None = None,
         start_policy: str | None = None,
         metrics_registry: object | None = None,
         enable_mtls: bool | None = None,
@@ -155,6 +156,7 @@ class ServiceMesh(SetUpInCode):
             "metrics_path": metrics_path,
             "health_path": health_path,
             "drain_delay": drain_delay,
+            "inbound_limit": inbound_limit,
             "start_policy": start_policy,
             "enable_mtls": enable_mtls,
             "cert_path": cert_path,

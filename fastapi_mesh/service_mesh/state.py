@@ -193,7 +193,7 @@ class StateTable:
         return PyBreaker(name, policy, clock=self._clock, observer=self._observer, label=label)
 
     def _new_seats(self, name: str, policy: BulkheadPolicy | None) -> SeatQueue | None:
-        return None if policy is None else SeatQueue(name, policy, clock=self._clock)
+        return None if policy is None else SeatQueue(name, policy, clock=self._clock, observer=self._observer)
 
     def _new_budget(self, policy: RetryPolicy | None) -> RetryBudget | None:
         if policy is None:

@@ -49,7 +49,8 @@ class Rig:
             picker=new_picker(policy.load_balancing),
             breaker=policy.circuit_breaker
             and PyBreaker("users", policy.circuit_breaker, clock=self.clock, observer=self.events.append),
-            seats=policy.bulkhead and SeatQueue("users", policy.bulkhead, clock=self.clock),
+            seats=policy.bulkhead
+            and SeatQueue("users", policy.bulkhead, clock=self.clock, observer=self.events.append),
             budget=policy.retry
             and RetryBudget(policy.retry.budget_ratio, policy.retry.budget_min_per_second, clock=self.clock),
         )
