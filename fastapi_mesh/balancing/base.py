@@ -29,7 +29,7 @@ def new_picker(
     """The picker for `policy`; `source` is the randomness and `now` the clock, given by tests."""
     picker = _of_strategy(policy, source or random.Random(random.getrandbits(64)), now)  # simulations seed this
     if policy.sticky_sessions:
-        return ConsistentHash(_affinity(policy), picker, bound=policy.bounded_load)
+        return _hashing(policy, _affinity(policy), picker)
     return picker
 
 
@@ -46,7 +46,11 @@ def _of_strategy(policy: BalancingPolicy, source: random.Random, now: Callable[[
                 source, now, default=policy.default_response_time, decay=policy.response_time_decay
             )
         case LoadBalancingStrategy.CONSISTENT_HASH:
-            return ConsistentHash(key_reader(policy.hash_on), LeastConnections(source), bound=policy.bounded_load)
+            return _hashing(policy, key_reader(policy.hash_on), LeastConnections(source))
+
+
+def _hashing(policy: BalancingPolicy, key_of: KeyOf, otherwise: Picker) -> Picker:
+    return ConsistentHash(key_of, otherwise, bound=policy.bounded_load, bound_from=policy.bounded_load_from)
 
 
 def _affinity(policy: BalancingPolicy) -> KeyOf:

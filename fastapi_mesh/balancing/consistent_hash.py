@@ -3,7 +3,8 @@
 Rendezvous hashing (Thaler and Ravishankar 1998): each instance draws a number for the key, and the best one wins. When
 an instance leaves only its own keys move, when one comes it takes its share of everybody's. With bounded loads
 (Mirrokni, Thorup, Zadimoghaddam, "Consistent hashing with bounded loads", 2018; HAProxy's hash-balance-factor): an
-instance with `bound` times its share of the calls in flight is passed over for the next one.
+instance with `bound` times its share of the calls in flight, and not fewer than `bound_from`, is passed over for the
+next one.
 """
 
 from __future__ import annotations
@@ -33,12 +34,13 @@ class ConsistentHash:
     All processes with the same list choose alike, since nothing is hashed but the key and the instance's id.
     """
 
-    __slots__ = ("_bound", "_kept", "_key_of", "_otherwise", "_salts", "_seen")
+    __slots__ = ("_bound", "_from", "_kept", "_key_of", "_otherwise", "_salts", "_seen")
 
-    def __init__(self, key_of: KeyOf, otherwise: Picker, *, bound: float) -> None:
+    def __init__(self, key_of: KeyOf, otherwise: Picker, *, bound: float, bound_from: int = 1) -> None:
         self._key_of = key_of
         self._otherwise = otherwise
         self._bound = bound
+        self._from = bound_from
         self._seen: Sequence[InstanceState] = ()
         self._salts: tuple[int, ...] = ()
         self._kept: dict[bytes, InstanceState] = {}
@@ -60,7 +62,7 @@ class ConsistentHash:
                 if len(self._kept) >= _KEPT:
                     self._kept.clear()
                 self._kept[key] = best
-        if not best.in_flight or best.in_flight < self._most(instances, best):
+        if best.in_flight < self._from or best.in_flight < self._most(instances, best):
             return best
         return self._allowed(instances, self._salts, key)
 
@@ -68,7 +70,7 @@ class ConsistentHash:
         """The highest in rank that has room for one more."""
         ranking = _ranking(instances, salts, key)
         for each in ranking:
-            if each.in_flight < self._most(instances, each):
+            if each.in_flight < self._from or each.in_flight < self._most(instances, each):
                 return each
         return ranking[0]
 

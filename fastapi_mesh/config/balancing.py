@@ -64,6 +64,11 @@ class BalancingPolicy(Frozen):
         description="Hashing and sticky sessions pass over an instance with more calls in flight than so many times "
         "its share.",
     )
+    bounded_load_from: Count = Field(
+        default=8,
+        description="Calls in flight with which an instance may be passed over, never with fewer. 1: the bound is "
+        "strict, but then a key leaves its instance as soon as two calls meet there while others have none.",
+    )
     sticky_sessions: bool = Field(
         default=False,
         description="Requests with the same value in `session_affinity_header` or `session_affinity_cookie` go to the "

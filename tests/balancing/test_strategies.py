@@ -147,7 +147,7 @@ EXPECTED = "9 4 4 4 10 4 5 10 6 2 8 3"
 
 @pytest.mark.spec("X-01", "B23")
 def test_an_instance_with_more_than_its_share_is_passed_over() -> None:
-    one = picker(strategy="consistent_hash")
+    one = picker(strategy="consistent_hash", bounded_load_from=1)
     everyone = instances(*[1.0] * 4)
     own = one.pick(everyone, request(target=b"/hot"))
     for each in everyone:
@@ -159,6 +159,11 @@ def test_an_instance_with_more_than_its_share_is_passed_over() -> None:
     second = one.pick(everyone, request(target=b"/hot"))
     assert second is not own
     assert one.pick(everyone, request(target=b"/hot")) is second, "the next in rank, which is always the same"
+
+    usual = picker(strategy="consistent_hash")
+    assert usual.pick(everyone, request(target=b"/hot")) is own, "so few calls move nothing"
+    own.in_flight = 8
+    assert usual.pick(everyone, request(target=b"/hot")) is second
 
 
 @pytest.mark.spec("X-01")
