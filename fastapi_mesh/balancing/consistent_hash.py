@@ -34,7 +34,7 @@ class ConsistentHash:
     All processes with the same list choose alike, since nothing is hashed but the key and the instance's id.
     """
 
-    __slots__ = ("_bound", "_from", "_kept", "_key_of", "_otherwise", "_salts", "_seen")
+    __slots__ = ("_bound", "_equal", "_from", "_kept", "_key_of", "_otherwise", "_salts", "_seen")
 
     def __init__(self, key_of: KeyOf, otherwise: Picker, *, bound: float, bound_from: int = 1) -> None:
         self._key_of = key_of
@@ -43,6 +43,7 @@ class ConsistentHash:
         self._from = bound_from
         self._seen: Sequence[InstanceState] = ()
         self._salts: tuple[int, ...] = ()
+        self._equal = True
         self._kept: dict[bytes, InstanceState] = {}
 
     def pick(self, instances: Sequence[InstanceState], request: Request) -> InstanceState:
@@ -54,10 +55,11 @@ class ConsistentHash:
         if instances is not self._seen:  # a list is never changed, but replaced
             self._seen = instances
             self._salts = _salts(instances)
+            self._equal = len({each.weight for each in instances}) == 1
             self._kept.clear()
         best = self._kept.get(key)
         if best is None:
-            best = _ranking(instances, self._salts, key)[0]
+            best = self._best(instances, key)
             if len(key) <= _KEPT_LENGTH:
                 if len(self._kept) >= _KEPT:
                     self._kept.clear()
@@ -65,6 +67,14 @@ class ConsistentHash:
         if best.in_flight < self._from or best.in_flight < self._most(instances, best):
             return best
         return self._allowed(instances, self._salts, key)
+
+    def _best(self, instances: Sequence[InstanceState], key: bytes) -> InstanceState:
+        """The first in rank. With equal weights nobody needs a logarithm to find it."""
+        if not self._equal:
+            return _ranking(instances, self._salts, key)[0]
+        hashed = _number(key)
+        numbers = [_mixed(hashed ^ salt) for salt in self._salts]
+        return instances[numbers.index(max(numbers))]
 
     def _allowed(self, instances: Sequence[InstanceState], salts: Sequence[int], key: bytes) -> InstanceState:
         """The highest in rank that has room for one more."""
@@ -92,16 +102,20 @@ def _number(text: bytes) -> int:
     return int.from_bytes(blake2b(text, digest_size=8).digest(), "big")
 
 
+def _mixed(number: int) -> int:
+    """64 bits, each of which depends on all of `number` (the finalizer of splitmix64, Steele et al. 2014)."""
+    number = ((number ^ (number >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    number = ((number ^ (number >> 27)) * 0x94D049BB133111EB) & _MASK
+    return number ^ (number >> 31)
+
+
 def _ranking(instances: Sequence[InstanceState], salts: Sequence[int], key: bytes) -> list[InstanceState]:
     """All instances, first where the key belongs. Of weights each gets its share (weighted rendezvous hashing)."""
     hashed = _number(key)
     scores = []
     for each, salt in zip(instances, salts, strict=True):
-        mixed = ((hashed ^ salt) * 0xBF58476D1CE4E5B9) & _MASK  # the finalizer of splitmix64 (Steele et al. 2014)
-        mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _MASK
-        mixed ^= mixed >> 31
         # -ln(u) / weight is exponentially distributed at that rate, and the least of such is each by its share.
-        scores.append((-log((mixed + 1) / 18446744073709551617) / each.weight, each.instance.id, each))
+        scores.append((-log((_mixed(hashed ^ salt) + 1) / 2**64) / each.weight, each.instance.id, each))
     scores.sort(key=_rank)
     return [each for _, _, each in scores]
 

@@ -142,7 +142,7 @@ def test_hashing_is_the_same_on_every_machine() -> None:
     assert " ".join(found) == EXPECTED
 
 
-EXPECTED = "9 4 4 4 10 4 5 10 6 2 8 3"
+EXPECTED = "5 6 2 5 6 1 8 10 5 6 4 5"
 
 
 @pytest.mark.spec("X-01", "B23")
@@ -207,3 +207,15 @@ def test_the_header_of_sticky_sessions_counts_before_the_cookie() -> None:
     assert one.pick(everyone, about_to_be_set) is by_cookie
     headers = [request((b"cookie", b"lb=abc"), (b"x-user-id", b"%d" % n)) for n in range(5)]
     assert len({one.pick(everyone, each) for each in headers}) > 1
+
+
+@pytest.mark.spec("X-01")
+def test_keys_are_where_they_were_when_weights_become_equal_again() -> None:
+    one = picker(strategy="consistent_hash")
+    equal, other = instances(*[2.0] * 7), instances(*[2.0] * 6, 2.0000001)
+
+    found = [
+        (one.pick(equal, each), one.pick(other, each)) for each in (request(target=b"/%d" % n) for n in range(500))
+    ]
+
+    assert all(a.instance.id == b.instance.id for a, b in found)
