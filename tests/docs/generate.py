@@ -115,9 +115,10 @@ def _describe(
     for key, field in model.model_fields.items():
         if _is_refused(field) and len(places) == 1:
             refused.append(".".join((*path[1:], key)))
-        nested, shape = _model_in(field.annotation)
-        if nested is not None and nested is not model:  # a chain has the settings of its first
-            _describe(nested, (*path, f"{key}{shape}"), described, refused)
+        several, shape = _models_in(field.annotation)
+        for nested in several:
+            if nested is not model:  # a chain has the settings of its first
+                _describe(nested, (*path, f"{key}{shape}"), described, refused)
 
 
 def _table(model: type[BaseModel]) -> str:
@@ -137,25 +138,25 @@ def _first_paragraph(model: type[BaseModel]) -> str:
     return re.sub(r"\s+", " ", (model.__doc__ or "").strip().split("\n\n")[0])
 
 
-def _model_in(annotation: Any) -> tuple[type[BaseModel] | None, str]:
-    """The settings model that a field holds, and what stands after its key: "" for one, else how they are counted."""
+def _models_in(annotation: Any) -> tuple[list[type[BaseModel]], str]:
+    """The settings models that a field may hold, and what stands after its key: "" for one, else how many."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation, ""
+        return [annotation], ""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in (dict, list, tuple):
-        inner, _ = _model_in(arguments[1] if origin is dict else arguments[0])
+        inner, _ = _models_in(arguments[1] if origin is dict else arguments[0])
         return inner, ".NAME" if origin is dict else "[]"
     if origin in (Union, UnionType, Annotated):
-        for each in arguments:
-            if (found := _model_in(each))[0] is not None:
-                return found
-    return None, ""
+        found = [_models_in(each) for each in arguments]
+        models = [model for several, _ in found for model in several]
+        return models, next((shape for several, shape in found if several), "")
+    return [], ""
 
 
 def _kind(field: FieldInfo) -> str:
-    nested, shape = _model_in(field.annotation)
-    if nested is not None:
-        link = f"[{nested.__name__}](#{nested.__name__.lower()})"
+    several, shape = _models_in(field.annotation)
+    if several:
+        link = " or ".join(f"[{each.__name__}](#{each.__name__.lower()})" for each in several)
         return {"": link, ".NAME": f"a table of names and {link}", "[]": f"a list of {link}"}[shape]
     nouns = [mark.text for mark in field.metadata if isinstance(mark, Noun)]
     return nouns[0] if nouns else _kind_of(field.annotation)
