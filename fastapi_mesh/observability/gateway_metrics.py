@@ -93,7 +93,7 @@ class GatewayMetrics:
                 "gateway_authentications_total",
                 "Credentials looked at, by provider (none: there was none) and result: accepted, invalid, expired, "
                 "missing, ambiguous, forbidden (a scope or role is missing, or another site's page uses a session), "
-                "unavailable (the issuer can't be asked), login and login-failed (a browser came back from logging in).",
+                "unavailable (the issuer can't be asked), login, login-failed (a browser came back from logging in).",
                 ["provider", "result"],
                 registry=registry,
             )
