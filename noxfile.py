@@ -54,9 +54,9 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def soak(session: nox.Session) -> None:
-    """The tests that take longer than the suite allows."""
+    """The tests that take longer than the suite allows, and what they print: figures and error budgets."""
     session.install("-q", "-e", EXTRAS, *TEST_TOOLS, *SERVERS_TO_RUN_ON)
-    session.run("pytest", "-m", "soak", "-o", "faulthandler_timeout=3600", *session.posargs)
+    session.run("pytest", "-m", "soak", "-rP", "-o", "faulthandler_timeout=3600", *session.posargs)
 
 
 @nox.session
