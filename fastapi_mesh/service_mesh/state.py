@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING
 
 from fastapi_mesh.balancing import new_picker
@@ -89,9 +90,13 @@ class StateTable:
             del self._states[service]
 
     def rest(self) -> None:
-        """Nothing is called any more: end what waits for a time to come. The next change of a list begins it anew."""
+        """Nothing is called any more: end what waits for a time to come, so that a next start begins with all awake."""
         for state in self._states.values():
-            _prefer(state, None)
+            if state.prefer is not None:
+                state.prefer.close()
+                for each in state.instances.value or ():
+                    each.joined = -inf
+                state.refresh()
 
     def _make(self, service: str) -> ServiceState:
         policy = self._policies.policy_of(service)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Sequence
 
@@ -266,3 +267,27 @@ def test_an_instance_that_is_registered_later_starts_slowly_in_a_mesh() -> None:
 
     assert first < 0.17 < second < 0.31
     assert third == pytest.approx(1 / 3, abs=0.02)
+
+
+@pytest.mark.spec("X-01")
+def test_a_mesh_that_is_stopped_has_no_timers_left_and_prefers_as_before_when_it_is_started_again() -> None:
+    async def scenario(sim: Simulation) -> tuple[int, list[int]]:
+        servers = sim.service("users", [Server(f"s{n}", zone="ab"[n > 1]) for n in range(4)])
+        policy = ServicePolicy.model_validate({"load_balancing": {"slow_start": 1000.0}})
+        client = await sim.client(policy=policy, zone="a")
+        await sim.load([client], "users", rate=50, seconds=1)
+        servers = sim.service("users", [*servers, Server("s4", zone="a")])
+        await sim.load([client], "users", rate=50, seconds=1)
+        await client.stop()
+        loop = asyncio.get_running_loop()
+        timers = [each for each in loop._scheduled if not each.cancelled()]  # type: ignore[attr-defined]
+        before = [each.accepted for each in servers]
+        await client.start()
+        await sim.load([client], "users", rate=50, seconds=4)
+        return len(timers), [each.accepted - was for each, was in zip(servers, before, strict=True)]
+
+    timers, calls = simulate(scenario)
+
+    assert timers == 0
+    assert calls[2:4] == [0, 0]
+    assert calls[4] == pytest.approx(calls[0], abs=1)
