@@ -14,6 +14,7 @@ from fastapi_mesh.config.balancing import BalancingPolicy as BalancingPolicy
 from fastapi_mesh.config.balancing import LoadBalancingStrategy as LoadBalancingStrategy
 from fastapi_mesh.config.bulkhead import AdaptiveLimit as AdaptiveLimit
 from fastapi_mesh.config.bulkhead import BulkheadPolicy as BulkheadPolicy
+from fastapi_mesh.config.edge.redis import RedisUrl
 from fastapi_mesh.config.fields import (
     Count,
     Delay,
@@ -105,12 +106,27 @@ class RetryPolicy(Frozen):
 
 
 class BreakerPolicy(Frozen):
-    """The circuit breaker of a service: opens after `failure_threshold` failed calls in a row."""
+    """The circuit breaker of a service: opens after `failure_threshold` failed calls in a row. With `failure_rate`:
+    when that share of the calls of the last `window` seconds has failed, and there were at least `minimum_calls`.
+    """
 
     failure_threshold: Count = Field(default=5, description="Failed calls in a row that open the circuit.")
     recovery_timeout: Seconds = Field(default=60.0, description="Seconds open before trial calls are let through.")
     half_open_max_calls: Count = Field(
         default=3, description="Trial calls at once while half-open; as many successes close the circuit."
+    )
+    failure_rate: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), NotBool] | None = Field(
+        default=None,
+        description="Share of failed calls that opens the circuit (0.5: half), in place of `failure_threshold`.",
+    )
+    window: Seconds = Field(default=10.0, description="Seconds whose calls count for `failure_rate`.")
+    minimum_calls: Count = Field(
+        default=20, description="Calls within `window` from which on `failure_rate` counts at all."
+    )
+    shared: RedisUrl | None = Field(
+        default=None,
+        description="URL of a Redis over which the processes of one service tell each other which circuits opened "
+        "and closed; while it does not answer, each goes on alone. None: each for itself.",
     )
     failure_statuses: frozenset[Status] = Field(
         default=frozenset({500, 502, 503, 504}), description="Answers that count as failures."

@@ -1,8 +1,11 @@
-"""A layer that refuses calls to a service while its circuit is open: pybreaker's state machine, driven from asyncio.
+"""The circuit of a service: pybreaker's state machine, driven from asyncio (by the layer in service_breaker).
 
 pybreaker keeps the states, thresholds and counters. What it lacks on an event loop is here: a cap on trial calls while
 half-open, neutral results (a cancelled call is neither success nor failure), and generations, so that a call which
-began before the circuit opened can't open it again when it fails late.
+began before the circuit opened can't open it again when it fails late. And it can open by the share of failures, and
+hear of other processes' circuits (`adopt`).
+
+pybreaker imports redis wherever that is installed (0.1 s), so this file is imported when a circuit is first needed.
 """
 
 from __future__ import annotations
@@ -12,24 +15,14 @@ from typing import TYPE_CHECKING
 import pybreaker
 
 from fastapi_mesh.core.events import CircuitChanged
-from fastapi_mesh.core.message import Outcome
-from fastapi_mesh.exceptions import (
-    BulkheadFullError,
-    CircuitBreakerOpenError,
-    MeshError,
-    ServiceUnavailableError,
-    UpstreamConnectionError,
-)
-from fastapi_mesh.layers.base import is_secondhand
+from fastapi_mesh.exceptions import CircuitBreakerOpenError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fastapi_mesh.config.policies import BreakerPolicy
     from fastapi_mesh.core.clock import Clock
-    from fastapi_mesh.core.context import CallContext
     from fastapi_mesh.core.events import Observer
-    from fastapi_mesh.core.message import Request, Response
-    from fastapi_mesh.core.state import Breaker
-    from fastapi_mesh.layers.base import Service
 
 CLOSED: str = pybreaker.STATE_CLOSED
 OPEN: str = pybreaker.STATE_OPEN
@@ -48,6 +41,39 @@ def _fail() -> None:
     raise _Failed
 
 
+WINDOW_SLICES = 10
+NEVER = 2**62
+"""A threshold of failures in a row that is none."""
+
+
+class RateWindow:
+    """Calls and failures of the last `seconds`, in ten slices (resilience4j's time-based sliding window)."""
+
+    __slots__ = ("_calls", "_clock", "_failures", "_length", "_slice")
+
+    def __init__(self, seconds: float, *, clock: Clock) -> None:
+        self._clock = clock
+        self._length = seconds / WINDOW_SLICES
+        self.clear()
+
+    def clear(self) -> None:
+        self._calls = [0] * WINDOW_SLICES
+        self._failures = [0] * WINDOW_SLICES
+        self._slice = int(self._clock.now() / self._length)
+
+    def add(self, *, failed: bool) -> None:
+        now = int(self._clock.now() / self._length)
+        for each in range(max(self._slice + 1, now - WINDOW_SLICES + 1), now + 1):
+            self._calls[each % WINDOW_SLICES] = self._failures[each % WINDOW_SLICES] = 0
+        self._slice = now
+        self._calls[now % WINDOW_SLICES] += 1
+        self._failures[now % WINDOW_SLICES] += failed
+
+    def totals(self) -> tuple[int, int]:
+        """Calls and failures, as of the last `add`."""
+        return sum(self._calls), sum(self._failures)
+
+
 class PyBreaker(pybreaker.CircuitBreakerListener):
     """One service's circuit: `admit` gives a ticket (the generation), and the ticket says later how it went."""
 
@@ -64,9 +90,13 @@ class PyBreaker(pybreaker.CircuitBreakerListener):
         self._trials = 0
         self._failures = 0
         self._opened_at = 0.0
+        self._adopting = False
+        self.announce: Callable[[str, float], object] | None = None
+        """Told of each change that this process has found out itself: the state, and the seconds left of `open`."""
         self.state: str = CLOSED
+        self._window = None if policy.failure_rate is None else RateWindow(policy.window, clock=clock)
         self._machine = pybreaker.CircuitBreaker(
-            fail_max=policy.failure_threshold,
+            fail_max=policy.failure_threshold if self._window is None else NEVER,
             reset_timeout=policy.recovery_timeout,
             success_threshold=policy.half_open_max_calls,
             listeners=[self],
@@ -82,12 +112,37 @@ class PyBreaker(pybreaker.CircuitBreakerListener):
         self._failures = 0
         if self.state == OPEN:
             self._opened_at = self._clock.now()
+        if self._window is not None:
+            self._window.clear()
         if before != self.state:
             self._observer(CircuitChanged(self._label, before, self.state))
+            if self.announce is not None and not self._adopting:
+                self.announce(self.state, self.left)
+
+    @property
+    def left(self) -> float:
+        """Seconds until an open circuit lets trial calls through; 0 when it is not open."""
+        if self.state != OPEN:
+            return 0.0
+        return max(0.0, self._opened_at + self._policy.recovery_timeout - self._clock.now())
+
+    def adopt(self, state: str, left: float) -> None:
+        """Follow another process, which has opened its circuit (for another `left` seconds) or closed it."""
+        self._adopting = True
+        try:
+            if state == OPEN and left > 0:
+                left = min(left, self._policy.recovery_timeout)
+                until = self._clock.now() + left
+                if self.state != OPEN:
+                    self._machine.open()
+                    self._opened_at = until - self._policy.recovery_timeout
+            elif state == CLOSED and self.state != CLOSED:
+                self._machine.close()
+        finally:
+            self._adopting = False
 
     def statistics(self) -> dict[str, float | str]:
-        retry_in = self._opened_at + self._policy.recovery_timeout - self._clock.now() if self.state == OPEN else 0.0
-        return {"state": self.state, "failures": self._failures, "retry_in": max(0.0, retry_in)}
+        return {"state": self.state, "failures": self._failures, "retry_in": self.left}
 
     def admit(self) -> int:
         if self.state != CLOSED:
@@ -110,6 +165,10 @@ class PyBreaker(pybreaker.CircuitBreakerListener):
         raise error
 
     def succeed(self, ticket: int) -> None:
+        if self._window is not None and self.state == CLOSED:
+            if ticket == self._generation:
+                self._window.add(failed=False)
+            return
         if ticket != self._generation or (self.state == CLOSED and not self._failures):
             return  # stale, or nothing that a success could change
         self._failures = 0
@@ -119,6 +178,12 @@ class PyBreaker(pybreaker.CircuitBreakerListener):
         if ticket != self._generation:
             return
         self._failures += 1
+        if self._window is not None and self.state == CLOSED:
+            self._window.add(failed=True)
+            calls, failures = self._window.totals()
+            if calls >= self._policy.minimum_calls and failures >= calls * (self._policy.failure_rate or 0.0):
+                self._machine.open()
+            return
         try:
             self._machine.call(_fail)
         except _Failed:
@@ -127,80 +192,3 @@ class PyBreaker(pybreaker.CircuitBreakerListener):
     def forget(self, ticket: int) -> None:
         if ticket == self._generation and self.state == HALF_OPEN and self._trials:
             self._trials -= 1
-
-
-class ServiceBreaker:
-    """Counts logical calls, not attempts; a full bulkhead and the caller's own cancellation are neutral.
-
-    A connection that failed at one instance says nothing about the service while the call left another healthy
-    instance untried: that is the instance's failure, and InstanceHealth counts it. And all calls that were under way
-    together when their connections failed count as one failure: one process has died, however many calls it had.
-    """
-
-    __slots__ = ("_clock", "inner")
-
-    def __init__(self, inner: Service, *, clock: Clock) -> None:
-        self.inner = inner
-        self._clock = clock
-
-    async def __call__(self, request: Request) -> Response:
-        context = request.context
-        breaker = context.state.breaker
-        policy = context.policy.breaker
-        assert policy is not None, "ServiceBreaker is only in chains of policies with a breaker section"
-        if breaker is None:
-            return await self.inner(request)
-        try:
-            ticket = breaker.admit()
-        except CircuitBreakerOpenError as error:
-            error.counted_for = request.service
-            if context.record is not None:
-                context.record.refused_by = "circuit_breaker"
-            raise
-        try:
-            response = await self.inner(request)
-        except BaseException as error:
-            if self._blames_service(error, context):
-                breaker.fail(ticket)
-            else:
-                breaker.forget(ticket)
-            if isinstance(error, MeshError):
-                error.counted_for = request.service
-            raise
-        if response.status >= 500 and response.status in policy.failure_statuses:
-            if is_secondhand(response):
-                breaker.forget(ticket)
-            else:
-                breaker.fail(ticket)
-        elif response.at_end:
-            breaker.succeed(ticket)
-        else:
-            response.on_close(self._closed, (breaker, ticket, context))
-        return response
-
-    def _blames_service(self, error: BaseException, context: CallContext) -> bool:
-        if not isinstance(error, ServiceUnavailableError) or isinstance(error, BulkheadFullError):
-            return False
-        policy = context.policy.breaker
-        if policy is not None and not policy.counts(error):
-            return False
-        if not isinstance(error, UpstreamConnectionError):
-            return True
-        last, state = context.instance, context.state
-        if any(each is not last and each not in context.tried for each in state.candidates):
-            return False
-        if context.started < state.lost_at:
-            return False
-        state.lost_at = self._clock.now()
-        return True
-
-    def _closed(
-        self, argument: tuple[Breaker, int, CallContext], outcome: Outcome, error: BaseException | None
-    ) -> None:
-        breaker, ticket, context = argument
-        if outcome is Outcome.COMPLETE:
-            breaker.succeed(ticket)
-        elif error is not None and self._blames_service(error, context):
-            breaker.fail(ticket)
-        else:
-            breaker.forget(ticket)

@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Self, TypeVar, overload
 
 from fastapi_mesh.balancing.preference import Place
 from fastapi_mesh.config.later import missing_attribute
@@ -23,15 +23,8 @@ from fastapi_mesh.health.checks import HealthChecks
 from fastapi_mesh.health.probe import Probes
 from fastapi_mesh.layers.resolve import FIRST_SNAPSHOT
 from fastapi_mesh.observability.event_log import log_changes
-from fastapi_mesh.service_mesh.calls import (
-    JSON_ACCEPT,
-    JSON_CONTENT,
-    Caller,
-    build_target,
-    encode_json,
-    fill_path,
-    value_of,
-)
+from fastapi_mesh.service_mesh.call_service import CallsServices
+from fastapi_mesh.service_mesh.calls import Caller
 from fastapi_mesh.service_mesh.configuration import Configuration
 from fastapi_mesh.service_mesh.decorators import Decorators, open_meshes
 from fastapi_mesh.service_mesh.doors import HasState, Lifespan, lifespan_of
@@ -39,6 +32,7 @@ from fastapi_mesh.service_mesh.in_code import SetUpInCode
 from fastapi_mesh.service_mesh.life import NodeLife
 from fastapi_mesh.service_mesh.live_settings import LiveSettings
 from fastapi_mesh.service_mesh.policy_table import PolicyTable
+from fastapi_mesh.service_mesh.shared_circuits import SharedCircuits
 from fastapi_mesh.service_mesh.sources import Sources
 from fastapi_mesh.service_mesh.stack import Parts, Stack
 from fastapi_mesh.service_mesh.state import StateTable
@@ -60,7 +54,7 @@ if TYPE_CHECKING:
     from fastapi_mesh.core.clock import Clock
     from fastapi_mesh.core.events import CallRecord, Observer
     from fastapi_mesh.core.instance import ASGIApp, Instance, InstanceState
-    from fastapi_mesh.core.message import Header, Request, Response
+    from fastapi_mesh.core.message import Request, Response
     from fastapi_mesh.core.state import Breaker
     from fastapi_mesh.discovery.base import Discovery, KnownService
     from fastapi_mesh.observability.metrics import MeshMetrics
@@ -81,7 +75,7 @@ def _is_urls(target: object) -> bool:
     )
 
 
-class ServiceMesh(SetUpInCode):
+class ServiceMesh(SetUpInCode, CallsServices):
     """One node's view of the mesh.
 
     Settings not given here come from `MESH_*` environment variables, then from `config_file`, then from the defaults
@@ -197,6 +191,7 @@ class ServiceMesh(SetUpInCode):
             if name not in plain:
                 self.add_service(name, target)
         self.probes = Probes(self._wire, self.supervisor, clock=self.clock, observer=self.observers)
+        self._circuits = SharedCircuits(self.namespace, self.service_name, self.supervisor)
         self.states = StateTable(
             self._sources.directory,
             self.policies,
@@ -204,6 +199,7 @@ class ServiceMesh(SetUpInCode):
             observer=self.observers,
             probes=self.probes,
             place=Place(self.service_name, self.config.zone, self.config.client_number),
+            circuits=self._circuits,
         )
         self.stack = Stack(self._wire, Parts(self.clock, self.observers, self.service_name, self.tracing))
         self._caller = Caller(self.send, clock=self.clock)
@@ -293,6 +289,7 @@ class ServiceMesh(SetUpInCode):
             await self._live_settings.start(resources)
             await self._sources.start(resources)
             await self._watches.start(resources)
+            await self._circuits.start(resources)
             resources.callback(self.states.rest)
             open_meshes.add(self)
             resources.callback(open_meshes.discard, self)
@@ -370,113 +367,6 @@ class ServiceMesh(SetUpInCode):
         if request_id and not any(name == REQUEST_ID for name, _ in request.headers):
             request.headers.append((REQUEST_ID, request_id.encode("latin-1")))
         return await self.stack(request)
-
-    @overload
-    async def call_service(
-        self,
-        service: str,
-        path: str,
-        *values: object,
-        method: str | None = ...,
-        path_params: Mapping[str, object] | None = ...,
-        json: object = ...,
-        params: Mapping[str, object] | None = ...,
-        headers: Mapping[str, str] | None = ...,
-        content: bytes | None = ...,
-        timeout: float | None = ...,
-        raw: Literal[False] = ...,
-        response_model: type[T],
-    ) -> T: ...
-    @overload
-    async def call_service(
-        self,
-        service: str,
-        path: str,
-        *values: object,
-        method: str | None = ...,
-        path_params: Mapping[str, object] | None = ...,
-        json: object = ...,
-        params: Mapping[str, object] | None = ...,
-        headers: Mapping[str, str] | None = ...,
-        content: bytes | None = ...,
-        timeout: float | None = ...,
-        raw: Literal[True],
-        response_model: None = ...,
-    ) -> httpx2.Response: ...
-    @overload
-    async def call_service(
-        self,
-        service: str,
-        path: str,
-        *values: object,
-        method: str | None = ...,
-        path_params: Mapping[str, object] | None = ...,
-        json: object = ...,
-        params: Mapping[str, object] | None = ...,
-        headers: Mapping[str, str] | None = ...,
-        content: bytes | None = ...,
-        timeout: float | None = ...,
-        raw: bool = ...,
-        response_model: None = ...,
-    ) -> Any: ...
-    async def call_service(
-        self,
-        service: str,
-        path: str,
-        *values: object,
-        method: str | None = None,
-        path_params: Mapping[str, object] | None = None,
-        json: object = None,
-        params: Mapping[str, object] | None = None,
-        headers: Mapping[str, str] | None = None,
-        content: bytes | None = None,
-        timeout: float | None = None,
-        raw: bool = False,
-        response_model: type[Any] | None = None,
-    ) -> Any:
-        """Call `service` and return the decoded JSON of its answer.
-
-            await mesh.call_service("user-service", "/users/{}", 7)
-            await mesh.call_service("payment-service", "/payments", {"amount": 3})
-            await mesh.call_service("user-service", "/users/{id}", path_params={"id": 7}, response_model=User)
-
-        Positional values fill `{}`, percent-encoded; a leftover mapping or model becomes the JSON body and the method
-        POST. Surplus or missing values raise TypeError. `timeout` is seconds for the whole call, 30 by default.
-        `raw=True` gives an httpx2.Response of any status instead.
-
-        Raises ServiceResponseError for 4xx, ServiceUnavailableError (and its subclasses) for 5xx after retries, for
-        connection failures and for timeouts, ServiceDiscoveryError when no instance is known.
-        """
-        filled, leftover = fill_path(path, values, path_params)
-        body = leftover if json is None else json
-        if leftover is not None and json is not None:
-            raise TypeError("a JSON body was given twice: as a positional value and as json=")
-        if content is not None and body is not None:
-            raise TypeError("json= and content= exclude each other")
-        if method is None:
-            method = "GET" if body is None and content is None else "POST"
-        raw_headers: list[Header] = [
-            (n.lower().encode("latin-1"), v.encode("latin-1")) for n, v in (headers or {}).items()
-        ]
-        names = {name for name, _ in raw_headers}
-        if b"accept" not in names:
-            raw_headers.append(JSON_ACCEPT)
-        data = content or b""
-        if body is not None:
-            data = encode_json(body)
-            if b"content-type" not in names:
-                raw_headers.append(JSON_CONTENT)
-        target = build_target(filled, params)
-        if not self.started:
-            await self.start()
-        deadline = None if timeout is None else self.clock.now() + timeout
-        context = self.new_context(service, template=path, deadline=deadline)
-        response, answer = await self._caller.exchange(context, method, target, raw_headers, data)
-        if raw:
-            from fastapi_mesh.service_mesh.client import as_httpx  # imported late, as in get_client
-
-            return as_httpx(response, answer, context)
-        return value_of(response, answer, response_model, context)
 
     def get_client(self, service: str) -> httpx2.AsyncClient:
         """An httpx2.AsyncClient whose requests go to `service` through the mesh.

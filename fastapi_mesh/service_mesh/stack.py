@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Protocol
 
 from fastapi_mesh.layers.attempt import Attempt, AttemptTracer
 from fastapi_mesh.layers.balance import Balance
-from fastapi_mesh.layers.breaker import ServiceBreaker
 from fastapi_mesh.layers.bulkhead import Bulkhead
 from fastapi_mesh.layers.deadline import Deadline
 from fastapi_mesh.layers.instance_health import InstanceHealth
@@ -19,6 +18,7 @@ from fastapi_mesh.layers.observe import CallTracer, Observe
 from fastapi_mesh.layers.resolve import Resolve
 from fastapi_mesh.layers.response_time import ResponseTime
 from fastapi_mesh.layers.retry import Retry
+from fastapi_mesh.layers.service_breaker import ServiceBreaker
 
 if TYPE_CHECKING:
     from collections.abc import Callable

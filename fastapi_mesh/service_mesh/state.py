@@ -10,7 +10,6 @@ from fastapi_mesh.balancing.preference import new_preference
 from fastapi_mesh.core.instance import Instance, InstanceState
 from fastapi_mesh.core.live import Live
 from fastapi_mesh.core.state import ServiceState
-from fastapi_mesh.layers.breaker import PyBreaker
 from fastapi_mesh.layers.bulkhead import SeatQueue
 from fastapi_mesh.layers.retry import RetryBudget
 
@@ -31,7 +30,9 @@ if TYPE_CHECKING:
     from fastapi_mesh.core.state import Prefer
     from fastapi_mesh.discovery.directory import Directory
     from fastapi_mesh.health.probe import Probes
+    from fastapi_mesh.layers.breaker import PyBreaker
     from fastapi_mesh.service_mesh.policy_table import PolicyTable
+    from fastapi_mesh.service_mesh.shared_circuits import SharedCircuits
 
 
 class StateTable:
@@ -50,7 +51,9 @@ class StateTable:
         observer: Observer,
         probes: Probes,
         place: Place,
+        circuits: SharedCircuits | None = None,
     ) -> None:
+        self._circuits = circuits
         self._directory = directory
         self._policies = policies
         self._clock = clock
@@ -195,7 +198,12 @@ class StateTable:
     def _new_breaker(self, name: str, policy: BreakerPolicy | None, label: str | None = None) -> PyBreaker | None:
         if policy is None:
             return None
-        return PyBreaker(name, policy, clock=self._clock, observer=self._observer, label=label)
+        from fastapi_mesh.layers.breaker import PyBreaker  # imported late: see there
+
+        breaker = PyBreaker(name, policy, clock=self._clock, observer=self._observer, label=label)
+        if policy.shared is not None and self._circuits is not None:
+            self._circuits.share(policy.shared, label or name, breaker)
+        return breaker
 
     def _new_seats(self, name: str, policy: BulkheadPolicy | None) -> SeatQueue | None:
         return None if policy is None else SeatQueue(name, policy, clock=self._clock, observer=self._observer)

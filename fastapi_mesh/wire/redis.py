@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fastapi_mesh.config.edge.redis import redis_address
@@ -105,6 +106,60 @@ class RedisClient:
         except (redis.exceptions.RedisError, OSError) as error:  # a TimeoutError is an OSError
             raise _unavailable(error) from error
         return replies
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        for each in self._closing:
+            await each.aclose()
+
+
+QUIET = 5.0
+"""Seconds without a message after which a subscription is asked whether it is still there."""
+
+
+class RedisChannel:
+    """One pub/sub channel. What is published while nobody listens is lost; so is what comes while we are not connected.
+
+    Raises ConfigurationError when the package `redis` is missing, StorageUnavailableError when Redis does not answer.
+    """
+
+    def __init__(self, url: str, name: str, *, timeout: float) -> None:
+        address = redis_address(url)
+        if address.kind == "cluster":  # any of its nodes takes and gives the messages of all
+            address = replace(address, kind="single", hosts=address.hosts[:1])
+        self._name = name
+        self._timeout = timeout
+        self._client, self._closing = connect(address, timeout)
+
+    async def publish(self, message: bytes) -> None:
+        try:
+            async with within(self._timeout):
+                await self._client.publish(self._name, message)
+        except failures() as error:
+            raise _unavailable(error) from error
+
+    async def listen(self) -> AsyncIterator[bytes | None]:
+        """None once we are subscribed, then the messages; ends with an error only."""
+        subscription = self._client.pubsub()
+        try:
+            async with within(self._timeout):
+                await subscription.subscribe(self._name)
+            asked = False
+            while True:
+                message = await subscription.get_message(timeout=QUIET)
+                if message is None:
+                    if asked:
+                        raise TimeoutError("the subscription does not answer")
+                    await subscription.ping()
+                elif message["type"] == "subscribe":
+                    yield None
+                elif message["type"] == "message":
+                    yield message["data"]
+                asked = message is None
+        except failures() as error:
+            raise _unavailable(error) from error
+        finally:
+            await subscription.aclose()
 
     async def aclose(self) -> None:
         """Close all connections."""

@@ -243,3 +243,45 @@ async def test_closing_a_response_early_is_neutral() -> None:
     await response.aclose()
     await response.aclose()
     assert outcomes == [Outcome.ABANDONED]
+
+
+# By the share of failures
+
+
+@pytest.mark.spec("X-08", "S-402")
+async def test_it_opens_when_the_share_of_failures_is_too_high_though_never_many_in_a_row() -> None:
+    bench = rig([500, 200] * 6, failure_threshold=3, failure_rate=0.5, minimum_calls=10)
+    await fail(bench, 9)
+    assert bench.state.breaker.state == "closed"
+    await fail(bench, 2)
+    assert bench.state.breaker.state == "open"
+
+
+@pytest.mark.spec("X-08")
+async def test_failures_in_a_row_are_not_enough_below_the_minimum_of_calls() -> None:
+    bench = rig([500], failure_threshold=3, failure_rate=0.5, minimum_calls=10)
+    await fail(bench, 9)
+    assert bench.state.breaker.state == "closed"
+    await fail(bench, 1)
+    assert bench.state.breaker.state == "open"
+
+
+@pytest.mark.spec("X-08")
+async def test_failures_older_than_the_window_are_forgotten() -> None:
+    bench = rig([500], failure_rate=0.5, minimum_calls=10, window=5.0)
+    await fail(bench, 9)
+    await bench.clock.advance(5.6)
+    await fail(bench, 9)
+    assert bench.state.breaker.state == "closed"
+    await fail(bench, 1)
+    assert bench.state.breaker.state == "open"
+
+
+@pytest.mark.spec("X-08")
+async def test_after_its_trial_calls_the_share_is_counted_anew() -> None:
+    bench = rig([500] * 10 + [200, 200] + [500] * 9, failure_rate=0.5, minimum_calls=10, window=1000.0)
+    await fail(bench, 10)
+    assert bench.state.breaker.state == "open"
+    await bench.clock.advance(10.1)
+    await fail(bench, 11)
+    assert bench.state.breaker.state == "closed"
