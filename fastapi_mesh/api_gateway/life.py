@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from fastapi_mesh.api_gateway.access_lines import new_lines
+from fastapi_mesh.api_gateway.admission import inbound_seats
 from fastapi_mesh.api_gateway.cache.engine import CacheEngine
 from fastapi_mesh.api_gateway.cache.wiring import ENGINE, new_caching
 from fastapi_mesh.api_gateway.client import Watch
@@ -205,6 +206,7 @@ class Life:
             auth=new_plan(config, extensions.providers, routes, self._engines, self._tools),
             lines=lines,
             own_states=own_states(routes, self._engines, self.mesh.states),
+            inbound=inbound_seats(config.inbound_limit, self._engines, self.mesh),
         )
 
     def _set_policies(self, route: Route) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fastapi_mesh.api_gateway.access_log import AccessLog
+from fastapi_mesh.api_gateway.admission import Admission
 from fastapi_mesh.api_gateway.affinity import Affinity
 from fastapi_mesh.api_gateway.body_limit import BodyLimit
 from fastapi_mesh.api_gateway.buffer import Buffer
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from fastapi_mesh.api_gateway.access_lines import AccessLines
+    from fastapi_mesh.api_gateway.admission import InboundSeats
     from fastapi_mesh.api_gateway.auth.plan import AuthPlan
     from fastapi_mesh.api_gateway.cache.wiring import Caching
     from fastapi_mesh.api_gateway.exchange import Exchange, GatewayService
@@ -66,6 +68,7 @@ class Parts:
     auth: AuthPlan | None = None
     caching: Caching | None = None
     own_states: Mapping[Route, RouteState] = field(default_factory=dict)
+    inbound: InboundSeats | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +135,20 @@ ORDER: tuple[Row, ...] = (
     ),
     Row(
         "Https",
-        outside=("BodyLimit",),
+        outside=("Admission",),
         because="nothing is done for a request that came in the clear, and a redirect costs as little as can be",
         make=lambda inner, route, parts: None if route.https_port is None else Https(inner, route.https_port),
+    ),
+    Row(
+        "Admission",
+        outside=("BodyLimit",),
+        because="what is too much is refused before credentials are checked or a byte of a body is read",
+        make=lambda inner, route, parts: (
+            Admission(inner, parts.inbound, route.config.request_priority)
+            if Admission.used_by(route, parts.inbound)
+            else None
+        ),
+        upgrades=False,
     ),
     Row(
         "BodyLimit",

@@ -214,6 +214,11 @@ class GatewayConfig(Listener):
     max_body: MaxBody | None = Field(
         default=None, description="Bytes of a request body, on routes that don't say otherwise; None: any."
     )
+    inbound_limit: BulkheadPolicy | None = Field(
+        default=None,
+        description="Requests that the gateway answers at the same time, all routes together; more get 503. None: no "
+        "limit.",
+    )
     preserve_host: HostPolicy = Field(
         default=True,
         description="The Host that services see. true: the client's; false: their instance's own; or a name.",

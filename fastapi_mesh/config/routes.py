@@ -138,6 +138,11 @@ class RouteSettings(Frozen):
     bulkhead: BulkheadPolicy | None = Field(
         default=None, description="Calls in flight of this route alone. Not set: the service's; None: no limit."
     )
+    request_priority: Literal["low", "normal", "high"] | None = Field(
+        default=None,
+        description="How important its requests are: low ones are refused first where there is a limit on how many run "
+        "at the same time, here or at a service. None: normal.",
+    )
     split: SplitPolicy | None = Field(
         default=None, description="Weighted shares of several services; None: `service` gets everything."
     )

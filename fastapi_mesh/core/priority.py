@@ -30,6 +30,20 @@ def read_priority(headers: Iterable[Header], default: int = NORMAL) -> int:
     return default
 
 
+def agreed_priority(headers: Iterable[Header], own: int | None) -> int:
+    """The priority of a request to somebody who says `own` of it: its header lowers that, and does not raise it.
+
+    With `own` None the header counts, else it is normal.
+    """
+    for name, value in headers:
+        if name == PRIORITY_HEADER:
+            said = parse_priority(value, NORMAL)
+            if own is None:
+                return said
+            return own if said == NORMAL else min(said, own)
+    return NORMAL if own is None else own
+
+
 def parse_priority(value: bytes, default: int) -> int:
     """The number of a header's value; `default` where it says nothing known."""
     return _BY_VALUE.get(value.strip().lower(), default)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from starlette.routing import Match
 
 from fastapi_mesh.core.context import current_inbound
-from fastapi_mesh.core.priority import NAMES, NORMAL, PRIORITY_HEADER, PriorityName, parse_priority
+from fastapi_mesh.core.priority import NAMES, NORMAL, PriorityName, agreed_priority
 from fastapi_mesh.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
@@ -48,12 +48,7 @@ class RoutePriorities:
 
     def of(self, scope: Scope) -> int:
         """The header's, at most the route's; where there is no header the route's, else normal."""
-        own = self._of_route(scope)
-        for name, value in scope["headers"]:
-            if name == PRIORITY_HEADER:
-                said = parse_priority(value, NORMAL)
-                return said if own is None else own if said == NORMAL else min(said, own)
-        return NORMAL if own is None else own
+        return agreed_priority(scope["headers"], self._of_route(scope))
 
     def _of_route(self, scope: Scope) -> int | None:
         routes: list[BaseRoute] = getattr(getattr(scope.get("app"), "router", None), "routes", [])
