@@ -13,6 +13,7 @@ from fastapi_mesh.config.balancing import BalancingPolicy
 from fastapi_mesh.config.policies import OutlierPolicy, ServicePolicy
 from fastapi_mesh.core.events import InstanceEjected
 from fastapi_mesh.core.instance import InstanceState
+from fastapi_mesh.service_mesh import ServiceMesh
 from fastapi_mesh.testing.simulation import Results, Server, Simulation, constant, exponential, lognormal, simulate
 from tests.balancing.picker_support import instances, picker, request
 
@@ -205,12 +206,13 @@ def test_ejection_by_success_rate_is_never_above_its_cap(seed: int) -> None:
     """Envoy's max_ejection_percent: with 4 of 20 at 70 % success never more than 2 are out at once. Exact."""
     out: set[str] = set()
     most = 0
+    client: ServiceMesh | None = None
 
     def failing_at_times(source: random.Random, now: float) -> int:
         return 500 if source.random() < 0.3 else 200
 
     async def scenario(sim: Simulation) -> int:
-        nonlocal most
+        nonlocal client
         servers = [Server(f"s{n}", constant(0.01), status=failing_at_times if n < 4 else None) for n in range(20)]
         sim.service("users", servers)
         policy = ServicePolicy(retry=None, circuit_breaker=None, outlier=OutlierPolicy(consecutive_failures=50))
@@ -225,10 +227,8 @@ def test_ejection_by_success_rate_is_never_above_its_cap(seed: int) -> None:
             most = max(most, sum(each.ejected_until > 0 for each in states()))
 
     def states() -> tuple[InstanceState, ...]:
-        from fastapi_mesh.service_mesh.decorators import open_meshes
-
-        (mesh,) = open_meshes
-        return mesh.states.get("users").instances.value or ()
+        assert client is not None, "it makes the calls"
+        return client.states.get("users").instances.value or ()
 
     simulate(scenario, seed=seed)
 
