@@ -190,8 +190,8 @@ circuit_breaker = { failure_threshold = 0 }
         (
             "description (line 2): unknown key; known here: service_name, service_version, namespace, address, port, "
             "zone, client_number, worker_instances, environment, enabled, services, discovery, config_store, defaults, "
-            "policies, drain_delay, start_policy, metrics_path, health_path, enable_metrics, enable_tracing, "
-            "enable_service_discovery"
+            "policies, inbound_limit, drain_delay, start_policy, metrics_path, health_path, enable_metrics, "
+            "enable_tracing, enable_service_discovery"
         ),
         "port (line 5): 0 is too small: it must be at least 1",
         "policies.'user.service'.retry.jitter (line 6): 'x' is not true or false",
