@@ -79,7 +79,8 @@ def _judge(
         elif room > 0:
             room -= 1
             instance.rate_ejections += 1
-            seconds = min(policy.max_ejection, policy.base_ejection * instance.rate_ejections)
+            instance.ejections = instance.rate_ejections  # a trial that fails goes on from there
+            seconds = min(policy.max_ejection, policy.base_ejection * instance.ejections)
             instance.ejected_at = now
             instance.ejected_until = now + seconds
             ejected.append((instance, seconds))

@@ -86,6 +86,20 @@ async def test_it_is_back_through_one_trial_and_out_for_longer_the_next_time() -
 
 
 @pytest.mark.spec("X-02")
+async def test_a_trial_that_fails_prolongs_it() -> None:
+    bad = Bad({"users-2": 3})
+    rig = rig_of(bad)
+    await load(rig, 2000, 22)
+    bad.every = {"users-2": 1}
+
+    for pause in (31, 61):
+        await rig.clock.advance(pause)
+        await load(rig, 20, 1)
+
+    assert [each.seconds for each in rig.seen(InstanceEjected)] == [30.0, 60.0, 90.0]
+
+
+@pytest.mark.spec("X-02")
 async def test_few_requests_or_few_instances_eject_nobody() -> None:
     few = rig_of(Bad({"users-2": 3}))
     await load(few, 400, 22)  # about 36 per instance in 10 s
