@@ -28,6 +28,7 @@ from fastapi_mesh.service_mesh.calls import Caller
 from fastapi_mesh.service_mesh.configuration import Configuration
 from fastapi_mesh.service_mesh.decorators import Decorators, open_meshes
 from fastapi_mesh.service_mesh.doors import HasState, Lifespan, lifespan_of
+from fastapi_mesh.service_mesh.fallback import LastAnswers
 from fastapi_mesh.service_mesh.in_code import SetUpInCode
 from fastapi_mesh.service_mesh.life import NodeLife
 from fastapi_mesh.service_mesh.live_settings import LiveSettings
@@ -205,6 +206,7 @@ class ServiceMesh(SetUpInCode, CallsServices):
         )
         self.stack = Stack(self._wire, Parts(self.clock, self.observers, self.service_name, self.tracing))
         self._caller = Caller(self.send, clock=self.clock)
+        self._last_answers = LastAnswers(clock=self.clock)
         self.configuration = Configuration(
             self.config, store=config_store, supervisor=self.supervisor, clock=self.clock, open_mesh=self.start
         )
