@@ -47,7 +47,8 @@ def demo(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """The whole suite: nox -s tests [-- PYTEST ARGUMENTS]; --cov doubles the time."""
     session.install("-q", "-e", EXTRAS, *TEST_TOOLS, *SERVERS_TO_RUN_ON)
-    options = ["-m", "not soak", "--numprocesses", str(min(4, os.cpu_count() or 1)), "--dist", "worksteal"]
+    options = ["-m", "not soak", "--numprocesses", str(min(8, 2 * (os.cpu_count() or 1)))]
+    options += ["--dist", "worksteal"]  # two for each core: half of the time a test waits for processes that it started
     options += ["--durations", "15"]
     session.run("pytest", *options, *session.posargs)
 
