@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from fastapi_mesh.config.files import read_file
 from fastapi_mesh.config.load import load_gateway_config, load_mesh_config
+from fastapi_mesh.config.mesh import MeshConfig
+from fastapi_mesh.config.problems import keys_at
 from fastapi_mesh.config.toml_lines import toml_lines
 from tests.config.config_support import gateway_problems, mesh_problems, refused
 
@@ -187,12 +189,7 @@ circuit_breaker = { failure_threshold = 0 }
             "service_name (line 1): 'a b' is not a service name: letters, digits, '-', '_' and '.', a letter or digit "
             "at both ends"
         ),
-        (
-            "description (line 2): unknown key; known here: service_name, service_version, namespace, address, port, "
-            "zone, client_number, worker_instances, environment, enabled, services, discovery, config_store, defaults, "
-            "policies, inbound_limit, drain_delay, start_policy, metrics_path, health_path, enable_metrics, "
-            "enable_tracing, enable_service_discovery"
-        ),
+        f"description (line 2): unknown key; known here: {', '.join(keys_at(MeshConfig, ()))}",
         "port (line 5): 0 is too small: it must be at least 1",
         "policies.'user.service'.retry.jitter (line 6): 'x' is not true or false",
         "defaults.timeouts.timeout (line 8): 'x' is not a number of seconds",
