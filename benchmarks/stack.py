@@ -11,7 +11,7 @@ import platform
 import time
 
 from fastapi_mesh.balancing import new_picker
-from fastapi_mesh.config.policies import BulkheadPolicy, CallPolicy, ServicePolicy
+from fastapi_mesh.config.policies import AdaptiveLimit, BulkheadPolicy, CallPolicy, ServicePolicy
 from fastapi_mesh.core.clock import SystemClock
 from fastapi_mesh.core.context import CallContext
 from fastapi_mesh.core.instance import Instance, InstanceState
@@ -72,7 +72,7 @@ async def measure(policy: ServicePolicy | None) -> float:
 async def main() -> None:
     bare = await measure(None)
     default = await measure(ServicePolicy())
-    full = await measure(ServicePolicy(bulkhead=BulkheadPolicy(max_concurrent=100)))
+    full = await measure(ServicePolicy(bulkhead=BulkheadPolicy(max_concurrent=100, adaptive=AdaptiveLimit())))
     print(f"Python {platform.python_version()}; CPU us per call, best of {ROUNDS} rounds of {CALLS} calls")
     for name, figure in (("wire alone", bare), ("default layers", default), ("all layers", full)):
         print(f"{name:<16}{figure:8.1f}{figure - bare:+8.1f}")
