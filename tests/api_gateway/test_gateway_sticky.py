@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import anyio
 import httpx2
 import pytest
 from fastapi import FastAPI, Request
@@ -124,3 +125,30 @@ async def test_it_is_switched_on_and_off_while_the_gateway_runs() -> None:
         after = await client.get("/3")
 
     assert ["set-cookie" in each.headers for each in (before, on, after)] == [False, True, False]
+
+
+async def test_other_routes_of_a_running_gateway_give_the_cookie_too_and_it_stays_good() -> None:
+    async with gateway_with(COOKIE) as (gateway, _, client):
+        first = await client.get("/1")
+        cookie = first.headers["set-cookie"].split(";")[0]
+        gateway.configure_routes([{"path": "/api/*", "service": "up"}])
+        client.cookies.clear()
+        new = await client.get("/api/2")
+        client.cookies.clear()
+        known = await client.get("/api/3", headers={"cookie": cookie})
+
+    assert "set-cookie" in new.headers
+    assert known.text == first.text
+    assert "set-cookie" not in known.headers
+
+
+async def test_nobody_gets_a_cookie_where_no_instance_was_asked() -> None:
+    async with gateway_with(COOKIE) as (_, mesh, client):
+        assert (await client.get("/1")).status_code == 200
+        mesh.add_service("up", [])
+        await anyio.wait_all_tasks_blocked()
+        client.cookies.clear()
+        away = await client.get("/2")
+
+    assert away.status_code == 503
+    assert "set-cookie" not in away.headers
