@@ -25,6 +25,15 @@ class AdaptiveLimit(Frozen):
     long_window: Count = Field(default=600, description="Windows that the usual duration is the mean of.")
 
 
+def _switch(value: object) -> object:
+    """true is an adaptive limit as it comes, false none; from variables as words."""
+    if isinstance(value, str):
+        value = {"true": True, "false": False}.get(value.strip().lower(), value)
+    if isinstance(value, bool):
+        return {} if value else None
+    return value
+
+
 class BulkheadPolicy(Frozen):
     """At the same time `max_concurrent` run and `max_queue` wait for a seat; the rest is refused.
 
@@ -35,7 +44,7 @@ class BulkheadPolicy(Frozen):
 
     max_concurrent: Count = Field(description="How many run at the same time; with `adaptive` the most that may.")
     max_queue: CountOrZero = Field(default=0, description="How many wait for a seat; more are refused.")
-    adaptive: Annotated[AdaptiveLimit | None, BeforeValidator(lambda value: {} if value is True else value)] = Field(
+    adaptive: Annotated[AdaptiveLimit | None, BeforeValidator(_switch)] = Field(
         default=None, description="Find the limit out, between `min_concurrent` and `max_concurrent`; None: no."
     )
     low_share: Share = Field(default=0.8, description="Share of the seats that requests of low priority may take.")

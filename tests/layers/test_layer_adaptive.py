@@ -183,4 +183,9 @@ async def test_a_call_has_the_priority_of_the_request_it_is_made_in_and_says_so(
 def test_a_lowest_limit_over_the_highest_is_refused() -> None:
     with pytest.raises(ValueError, match=r"max_concurrent \(10\) is lower than adaptive.min_concurrent \(20\)"):
         BulkheadPolicy(max_concurrent=10, adaptive=AdaptiveLimit())
-    assert BulkheadPolicy.model_validate({"max_concurrent": 50, "adaptive": True}).adaptive == AdaptiveLimit()
+
+
+@pytest.mark.spec("X-07")
+@pytest.mark.parametrize(("given", "adaptive"), [(True, AdaptiveLimit()), ("true", AdaptiveLimit()), ("false", None)])
+def test_an_adaptive_limit_is_switched_on_by_a_word(given: object, adaptive: AdaptiveLimit | None) -> None:
+    assert BulkheadPolicy.model_validate({"max_concurrent": 50, "adaptive": given}).adaptive == adaptive
