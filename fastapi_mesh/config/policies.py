@@ -27,6 +27,7 @@ from fastapi_mesh.config.fields import (
     Status,
     shown,
 )
+from fastapi_mesh.config.hedging import HedgingPolicy as HedgingPolicy
 from fastapi_mesh.config.outlier import SuccessRatePolicy
 from fastapi_mesh.config.probes import HealthCheck
 
@@ -218,6 +219,9 @@ class ServicePolicy(Frozen):
     outlier: OutlierPolicy | None = Field(
         default=OutlierPolicy(), description="Leaving out an instance that fails; None: never."
     )
+    hedging: HedgingPolicy | None = Field(
+        default=None, description="A second attempt beside a slow first one; None: never."
+    )
     load_balancing: BalancingPolicy = Field(default=BalancingPolicy(), description="How instances are picked.")
     health_check: HealthCheck = Field(
         default=None, description="Asking instances how they are: a path like '/health', or a table; None: never."
@@ -238,13 +242,15 @@ class CallPolicy:
     bulkhead: BulkheadPolicy | None
     outlier: OutlierPolicy | None
     balancing: BalancingPolicy
+    hedging: HedgingPolicy | None = None
     sections: int = field(init=False, default=0)
-    """Which optional layers are on, as bits: 1 breaker, 2 bulkhead, 4 retry, 8 outlier, 16 response times. One chain
-    per value.
+    """Which optional layers are on, as bits: 1 breaker, 2 bulkhead, 4 retry, 8 outlier, 16 response times, 32
+    hedging. One chain per value.
     """
 
     def __post_init__(self) -> None:
-        optional = (self.breaker, self.bulkhead, self.retry, self.outlier, self.measures_response_times or None)
+        quick = self.measures_response_times or None
+        optional = (self.breaker, self.bulkhead, self.retry, self.outlier, quick, self.hedging)
         object.__setattr__(self, "sections", sum(1 << bit for bit, each in enumerate(optional) if each is not None))
 
     @property
@@ -270,4 +276,5 @@ class CallPolicy:
             bulkhead=policy.bulkhead,
             outlier=policy.outlier,
             balancing=policy.load_balancing,
+            hedging=policy.hedging,
         )

@@ -131,6 +131,7 @@ class ServiceState:
         "candidates",
         "family",
         "health_required",
+        "hedges",
         "instances",
         "lost_at",
         "name",
@@ -170,6 +171,8 @@ class ServiceState:
         self.rates: RateWindow | None = None
         self.next_trial = inf
         self.health_required = False
+        self.hedges: object = None
+        """What the layer Hedge knows of the service, made by it."""
         self.refresh()
 
     def variant(self, own: frozenset[str]) -> ServiceState:

@@ -13,6 +13,7 @@ from fastapi_mesh.layers.attempt import Attempt, AttemptTracer
 from fastapi_mesh.layers.balance import Balance
 from fastapi_mesh.layers.bulkhead import Bulkhead
 from fastapi_mesh.layers.deadline import Deadline
+from fastapi_mesh.layers.hedge import Hedge
 from fastapi_mesh.layers.instance_health import InstanceHealth
 from fastapi_mesh.layers.observe import CallTracer, Observe
 from fastapi_mesh.layers.resolve import Resolve
@@ -105,10 +106,17 @@ ORDER: tuple[Row, ...] = (
     ),
     Row(
         "Retry",
-        outside=("Balance", "InstanceHealth", "Attempt"),
+        outside=("Hedge", "Balance", "InstanceHealth", "Attempt"),
         because="each attempt may pick another instance, and each is judged by itself",
         make=lambda inner, parts: Retry(inner, clock=parts.clock, observer=parts.observer),
         needs=lambda policy: policy.retry is not None,
+    ),
+    Row(
+        "Hedge",
+        outside=("Balance", "InstanceHealth", "Attempt", WIRE),
+        because="its second attempt picks another instance, and both are judged by themselves",
+        make=lambda inner, parts: Hedge(inner, clock=parts.clock),
+        needs=lambda policy: policy.hedging is not None,
     ),
     Row(
         "Balance",

@@ -3,7 +3,7 @@
 import pytest
 
 from fastapi_mesh.config.balancing import BalancingPolicy, LoadBalancingStrategy
-from fastapi_mesh.config.policies import BulkheadPolicy, CallPolicy, ServicePolicy
+from fastapi_mesh.config.policies import BulkheadPolicy, CallPolicy, HedgingPolicy, ServicePolicy
 from fastapi_mesh.service_mesh.stack import ORDER, WIRE, Parts, Stack
 from fastapi_mesh.testing.clock import FakeClock
 from fastapi_mesh.testing.wire import ScriptedWire
@@ -29,7 +29,8 @@ def test_layers_whose_policy_is_off_are_not_in_the_chain() -> None:
     stack = Stack(ScriptedWire([200], clock=clock), Parts(clock, lambda event: None, "tests", None))
     bare = CallPolicy.compile(ServicePolicy(retry=None, circuit_breaker=None, outlier=None))
     quickest = BalancingPolicy(strategy=LoadBalancingStrategy.LEAST_RESPONSE_TIME)
-    full = CallPolicy.compile(ServicePolicy(bulkhead=BulkheadPolicy(max_concurrent=1), load_balancing=quickest))
+    seats = BulkheadPolicy(max_concurrent=1)
+    full = CallPolicy.compile(ServicePolicy(bulkhead=seats, load_balancing=quickest, hedging=HedgingPolicy()))
 
     assert stack.layers_of(bare) == ("Observe", "Deadline", "Resolve", "Balance", "Attempt", WIRE)
     assert stack.layers_of(full) == (*(row.name for row in ORDER), WIRE)
