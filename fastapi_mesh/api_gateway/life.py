@@ -241,9 +241,7 @@ class Life:
 def _chains(stack: Stack, parts: Parts, route: Route) -> tuple[GatewayService, GatewayService]:
     """The layers of a route, and those of a WebSocket's handshake on it."""
     asking, uncached = Upgrade(stack), replace(parts, caching=None)
-    return compile_chain(stack, route, parts), LateChain(
-        partial(compile_chain, asking, route, uncached, upgrade=True)
-    )
+    return compile_chain(stack, route, parts), LateChain(partial(compile_chain, asking, route, uncached, upgrade=True))
 
 
 def mesh_of(scope: Message) -> ServiceMesh | None:

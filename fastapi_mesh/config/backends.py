@@ -105,6 +105,8 @@ def _store_key(value: str) -> str:
 
 
 StoreKey = Annotated[str, AfterValidator(_store_key)]
+
+
 def settings_of(backend: str) -> frozenset[str] | None:
     """The names of all settings that `backend` has, as a registry or as a store; None for one of another package."""
     if backend not in BACKENDS and backend not in StoreConfig.OWN:

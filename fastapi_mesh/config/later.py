@@ -11,7 +11,6 @@ from pydantic_core import PydanticCustomError, core_schema
 from fastapi_mesh.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
-
     from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
     from pydantic.json_schema import JsonSchemaValue
 

@@ -174,8 +174,7 @@ class HandlerCancelled:
 
 @dataclass(frozen=True, slots=True)
 class HandlerAbandoned:
-    """Nobody waits for a handler any more, and it works on: in a thread, or because it did not heed its cancellation.
-    """
+    """Nobody waits for a handler any more, and it works on: in a thread, or because it did not heed being cancelled."""
 
     cause: str
 

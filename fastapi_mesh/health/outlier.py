@@ -47,7 +47,8 @@ def note_failure(
     With `refused` nothing listens at the instance's port any more: one such failure is enough, and its ejection is
     short, since a process that is started again may be back at any time.
 
-    When one more is ejected and half of all are out, the one that has been out longest gets its trial call at once: what
+    When one more is ejected and half of all are out, the one that has been out longest gets its trial call at once:
+    what
     it no longer carries, the others do, and under high load they may fail of just that.
     """
     instance.failures_in_row += 1

@@ -18,7 +18,7 @@ class SetUpInCode:
     policies: PolicyTable
 
     def configure_load_balancing(self, settings: Mapping[str, Mapping[str, object]]) -> None:
-        """Per service, what BalancingPolicy has: `{"strategy": "least_response_time", "weights": {"order-service-2": 2.0}}`
+        """Per service, what BalancingPolicy has: `{"strategy": "least_response_time", "weights": {"orders-2": 2.0}}`
         or `{"sticky_sessions": True, "session_affinity_header": "X-User-ID"}`. What isn't given is as by default.
         """
         for service, section in balancing_policies(settings).items():

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-
 @pytest.mark.spec("S-003", "S-004", "S-005", "S-006")
 def test_routes_of_the_description_without_later_options_are_taken() -> None:
     routes = routes_from_description(
