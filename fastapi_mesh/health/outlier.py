@@ -48,8 +48,7 @@ def note_failure(
     short, since a process that is started again may be back at any time.
 
     When one more is ejected and half of all are out, the one that has been out longest gets its trial call at once:
-    what
-    it no longer carries, the others do, and under high load they may fail of just that.
+    what it no longer carries, the others do, and under high load they may fail of just that.
     """
     instance.failures_in_row += 1
     if instance.ejected_until:

@@ -209,7 +209,7 @@ class MeshMetrics:
         )
         self._abandoned = Counter(
             "mesh_handlers_abandoned_total",
-            "Handlers of this node that work on though nobody waits for them; cause is deadline, disconnect or shutdown.",
+            "Handlers of this node that work on though nobody waits; cause is deadline, disconnect or shutdown.",
             ["cause"],
             registry=registry,
         )
