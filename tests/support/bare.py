@@ -68,7 +68,8 @@ def _seconds(*statements: str) -> list[float]:
     """CPU seconds of each of `statements`, one after the other in a process of their own."""
     timed = "; ".join(f"{each}; times.append(time.process_time())" for each in statements)
     code = f"import time; times = [time.process_time()]; {timed}; print(*times)"
-    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    # Without -P the current folder would come first: the checkout, whose modules may have to be compiled each time.
+    out = subprocess.run([sys.executable, "-P", "-c", code], check=True, capture_output=True, text=True).stdout
     times = [float(each) for each in out.split()]
     return [after - before for before, after in itertools.pairwise(times)]
 
