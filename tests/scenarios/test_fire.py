@@ -140,7 +140,6 @@ async def test_one_of_three_failing_and_one_hanging_is_hardly_noticed(processes:
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(300)
 @pytest.mark.spec("X-02", "X-04")
 async def test_a_minute_of_one_failing_and_one_hanging(processes: Processes) -> None:
     async with stage(processes, nodes=3) as on:
@@ -187,7 +186,6 @@ async def storm(on: Stage, *, rate: float, step: float) -> None:
     print(on.journal.budget(0.999))
 
 
-@pytest.mark.timeout(90)
 @pytest.mark.spec("X-02", "X-04")
 async def test_a_storm_of_all_faults(processes: Processes) -> None:
     async with stage(processes, nodes=1) as on:
@@ -198,7 +196,6 @@ async def test_a_storm_of_all_faults(processes: Processes) -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(600)
 @pytest.mark.spec("X-02", "X-04")
 async def test_five_minutes_of_storm(processes: Processes) -> None:
     async with stage(processes, nodes=3) as on:
