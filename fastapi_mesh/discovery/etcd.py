@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Self
 from fastapi_mesh.core.clock import SystemClock
 from fastapi_mesh.core.tasks import MAX_BACKOFF, Supervisor
 from fastapi_mesh.discovery.address import LOOPBACK, routed_address
-from fastapi_mesh.discovery.etcd_feed import ALL, Feed
+from fastapi_mesh.discovery.etcd_feed import Feed
 from fastapi_mesh.discovery.etcd_follow import Follow
 from fastapi_mesh.discovery.etcd_messages import EtcdError, Kind, after, encoded, number
 from fastapi_mesh.discovery.etcd_rows import Space, document_of, key_of, read
+from fastapi_mesh.discovery.feed import ALL
 from fastapi_mesh.discovery.lists import check, is_loopback, known_services, same
 from fastapi_mesh.discovery.rows import Owner, Row, RowRegistration, check_times
 from fastapi_mesh.exceptions import ConfigurationError, ServiceDiscoveryError

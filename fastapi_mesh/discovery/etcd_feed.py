@@ -7,41 +7,30 @@ the one that crashed on its port, whatever service that was.
 
 from __future__ import annotations
 
-import asyncio
 import math
 import random
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from fastapi_mesh.core.clock import SystemClock
-from fastapi_mesh.discovery.etcd_follow import RESUME, STEADY
+from fastapi_mesh.discovery.etcd_follow import RESUME, Batch
 from fastapi_mesh.discovery.etcd_messages import EtcdError
-from fastapi_mesh.discovery.etcd_rows import Rows
+from fastapi_mesh.discovery.etcd_rows import Rows, Stored
+from fastapi_mesh.discovery.feed import ALL, SharedFeed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
 
     from fastapi_mesh.core.clock import Clock, Timer
     from fastapi_mesh.core.tasks import Supervisor
-    from fastapi_mesh.discovery.etcd_follow import Batch, Follow
-    from fastapi_mesh.discovery.etcd_rows import Stored
-
-FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
-"""Seconds between two attempts while etcd does not answer, however many watchers ask for one."""
-
-ALL = ""
-"""Who waits for a change of any service; no service has this name."""
+    from fastapi_mesh.discovery.etcd_follow import Follow
 
 
-class Feed:
+class Feed(SharedFeed[Batch[Stored]]):
     """Keeps `rows` as etcd has them while somebody uses it.
 
     Rows that etcd has lost, with its data, stay for `hold` seconds. So do those that vanish within so many seconds of a
     time in which etcd did not answer, where less than half of a service's rows would be left: then the leases of all
     have ended, and those that live are about to register anew.
-
-    A watcher does everything within `used()`, waits with `ready()` until the rows are those of now, and with `changed`
-    for more.
     """
 
     def __init__(
@@ -53,18 +42,10 @@ class Feed:
         clock: Clock | None = None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
+        super().__init__(follow.changes, EtcdError, supervisor, name="etcd-instances", clock=clock, jitter=jitter)
         self.rows = Rows()
         self._follow = follow
-        self._supervisor = supervisor
         self._hold = hold
-        self._clock: Clock = clock or SystemClock()
-        self._jitter = jitter
-        self._users = 0
-        self._task: asyncio.Task[object] | None = None
-        self._live = False
-        self._failure: EtcdError | None = None
-        self._failures = 0
-        self._waiters: dict[str, set[asyncio.Future[None]]] = {}
         self._held: set[bytes] = set()
         self._release: Timer | None = None
         self._sizes: dict[str, int] = {}  # how many rows each service had when etcd went away
@@ -99,69 +80,21 @@ class Feed:
 
     @asynccontextmanager
     async def used(self) -> AsyncIterator[None]:
-        """Follow while anybody is in here; whoever comes first starts it, and the last one out ends it."""
+        """See `SharedFeed.used`. What was known long ago is asked for anew: nobody is used to it any more."""
         if not self._users and self._clock.now() - self._left > RESUME:
-            self.forget()  # nobody is used to what was there so long ago
-        self._users += 1
+            self.forget()
         try:
-            if self._task is None or self._task.done():
-                self._task = self._supervisor.start(self._run(), name="etcd-instances")
-            yield
+            async with super().used():
+                yield
         finally:
-            self._users -= 1
             if not self._users:
                 self._left = self._clock.now()
-                await self._stop()
 
-    async def ready(self) -> None:
-        """Wait until the rows are those of now. Raises EtcdError when etcd does not answer."""
-        while not self._live:
-            if self._failure is not None and (self._task is None or self._task.done()):
-                raise self._failure
-            await self.changed(ALL)
+    def _came_back(self) -> None:
+        self.doubt()
 
-    async def changed(self, service: str) -> None:
-        """Wait until the list of `service` may be another one, or following has failed."""
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        waiters = self._waiters.setdefault(service, set())
-        waiters.add(waiter)
-        try:
-            await waiter
-        finally:
-            waiters.discard(waiter)
-            if not waiters and self._waiters.get(service) is waiters:
-                del self._waiters[service]
-
-    async def _run(self) -> None:
-        begun: float | None = None
-        try:
-            if self._failures:
-                pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self._failures - 1, 10))
-                await self._clock.sleep(pause * (0.5 + 0.5 * self._jitter()))
-            async with aclosing(self._follow.changes()) as batches:
-                async for batch in batches:
-                    begun = self._clock.now() if begun is None else begun
-                    self._take(batch)
-        except EtcdError as error:
-            steady = begun is not None and self._clock.now() - begun > STEADY
-            self._failures = 1 if steady else self._failures + 1
-            self._failure = error
-        except asyncio.CancelledError:  # nobody needs it any more
-            raise
-        except BaseException:
-            self._failure = EtcdError("following etcd ended by a mistake")
-            raise
-        finally:
-            if self._task is asyncio.current_task():
-                self._live = False
-                self._wake(tuple(self._waiters))
-
-    def _take(self, batch: Batch[Stored]) -> None:
-        begins, self._live = not self._live, True
+    def _take(self, batch: Batch[Stored]) -> Iterable[str]:
         now = self._clock.now()
-        if self._failure is not None:  # it is back
-            self._failure = None
-            self.doubt()
         changes = dict(batch.changes)
         self._held -= changes.keys()
         if batch.complete:
@@ -174,8 +107,7 @@ class Feed:
             doubtful = self._doubtful(gone)
             self._keep(doubtful)
             changes = {key: row for key, row in changes.items() if key not in doubtful}
-        affected = self.rows.apply(changes)
-        self._wake(tuple(self._waiters) if begins else (*affected, ALL) if affected else ())
+        return self.rows.apply(changes)
 
     def _doubtful(self, gone: set[bytes]) -> set[bytes]:
         """Those of `gone` after which less than half of what a service had would be left."""
@@ -196,15 +128,3 @@ class Feed:
     def _let_go(self) -> None:
         held, self._held, self._release = self._held, set(), None
         self._wake((*self.rows.apply(dict.fromkeys(held)), ALL))
-
-    def _wake(self, services: Iterable[str]) -> None:
-        for service in services:
-            for waiter in self._waiters.pop(service, ()):
-                if not waiter.done():
-                    waiter.set_result(None)
-
-    async def _stop(self) -> None:
-        task, self._task, self._live = self._task, None, False
-        if task is not None and not task.done():
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)

@@ -8,7 +8,6 @@ from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from fastapi_mesh.core.clock import SystemClock
-from fastapi_mesh.exceptions import MeshError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
@@ -27,23 +26,24 @@ ALL = ""
 
 
 class SharedFeed(Generic[B]):
-    """Runs `follow()` while somebody uses it, and gives each batch to `take`, which says what is different now.
+    """Runs `follow()` while somebody uses it, and gives each batch to `_take`, which says what is different now.
 
     A watcher does everything within `used()`, waits with `ready()` until all is known, and with `changed` for more.
+    `failure` is the kind of error that `follow` raises when the server does not answer.
     """
 
     def __init__(
         self,
         follow: Callable[[], AsyncGenerator[B, None]],
-        take: Callable[[B], Iterable[str]],
+        failure: type[Exception],
         supervisor: Supervisor,
         *,
         name: str,
         clock: Clock | None = None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        self._follow = follow
-        self._take = take
+        self._changes = follow
+        self._kind = failure
         self._supervisor = supervisor
         self._name = name
         self._clock: Clock = clock or SystemClock()
@@ -51,9 +51,16 @@ class SharedFeed(Generic[B]):
         self._users = 0
         self._task: asyncio.Task[object] | None = None
         self._live = False
-        self._failure: MeshError | None = None
+        self._failure: Exception | None = None
         self._failures = 0
         self._waiters: dict[str, set[asyncio.Future[None]]] = {}
+
+    def _take(self, batch: B) -> Iterable[str]:
+        """Take over a batch; the names of what is another one now."""
+        raise NotImplementedError
+
+    def _came_back(self) -> None:
+        """The first batch after a failure is here."""
 
     @property
     def users(self) -> int:
@@ -61,11 +68,10 @@ class SharedFeed(Generic[B]):
 
     @asynccontextmanager
     async def used(self) -> AsyncIterator[None]:
-        """Follow while anybody is in here."""
+        """Follow while anybody is in here; whoever comes first starts it, and the last one out ends it."""
         self._users += 1
         try:
             if self._task is None or self._task.done():
-                self._failure = None
                 self._task = self._supervisor.start(self._run(), name=self._name)
             yield
         finally:
@@ -76,7 +82,7 @@ class SharedFeed(Generic[B]):
     async def ready(self) -> None:
         """Wait until all is known as it is now. Raises what `follow` raised when the server does not answer."""
         while not self._live:
-            if self._failure is not None:
+            if self._failure is not None and (self._task is None or self._task.done()):
                 raise self._failure
             await self.changed(ALL)
 
@@ -98,20 +104,31 @@ class SharedFeed(Generic[B]):
             if self._failures:
                 pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self._failures - 1, 10))
                 await self._clock.sleep(pause * (0.5 + 0.5 * self._jitter()))
-            async with aclosing(self._follow()) as batches:
+            async with aclosing(self._changes()) as batches:
                 async for batch in batches:
                     begun = self._clock.now() if begun is None else begun
-                    changes = tuple(self._take(batch))
-                    begins, self._live = not self._live, True
-                    self._wake(tuple(self._waiters) if begins else (*changes, ALL) if changes else ())
-        except MeshError as error:
+                    self._accept(batch)
+        except self._kind as error:
             steady = begun is not None and self._clock.now() - begun > STEADY
             self._failures = 1 if steady else self._failures + 1
             self._failure = error
+        except asyncio.CancelledError:  # nobody needs it any more
+            raise
+        except BaseException:
+            self._failure = self._kind(f"{self._name} ended by a mistake")
+            raise
         finally:
             if self._task is asyncio.current_task():
                 self._live = False
                 self._wake(tuple(self._waiters))
+
+    def _accept(self, batch: B) -> None:
+        begins, self._live = not self._live, True
+        if self._failure is not None:
+            self._failure = None
+            self._came_back()
+        changes = tuple(self._take(batch))
+        self._wake(tuple(self._waiters) if begins else (*changes, ALL) if changes else ())
 
     def _wake(self, names: Iterable[str]) -> None:
         for name in names:

@@ -55,7 +55,7 @@ class KubernetesDiscovery:
         return {
             "namespaces": len(followed),
             "slices": sum(len(each.slices) for each in followed),
-            "watchers": sum(each.feed.users for each in followed),
+            "watchers": sum(each.users for each in followed),
         }
 
     async def open(self) -> None:
@@ -86,10 +86,10 @@ class KubernetesDiscovery:
         followed = self._in(namespace)
         last: tuple[Instance, ...] | None = None
         try:
-            async with followed.feed.used():
+            async with followed.used():
                 while True:
                     try:
-                        await followed.feed.ready()
+                        await followed.ready()
                     except MeshError as error:
                         raise _away(error, service) from error
                     current = followed.list_of(name, service)
@@ -97,7 +97,7 @@ class KubernetesDiscovery:
                         last = current
                         yield current
                     else:
-                        await followed.feed.changed(name)
+                        await followed.changed(name)
         finally:
             self._left(namespace, followed)
 
@@ -106,10 +106,10 @@ class KubernetesDiscovery:
         followed = self._in(self._namespace)
         last: tuple[KnownService, ...] | None = None
         try:
-            async with followed.feed.used():
+            async with followed.used():
                 while True:
                     try:
-                        await followed.feed.ready()
+                        await followed.ready()
                     except MeshError as error:
                         raise _away(error) from error
                     current = followed.slices.known()
@@ -117,7 +117,7 @@ class KubernetesDiscovery:
                         last = current
                         yield current
                     else:
-                        await followed.feed.changed(ALL)
+                        await followed.changed(ALL)
         finally:
             self._left(self._namespace, followed)
 
@@ -133,27 +133,30 @@ class KubernetesDiscovery:
         return followed
 
     def _left(self, namespace: str, followed: _Namespace) -> None:
-        if not followed.feed.users and self._followed.get(namespace) is followed:
+        if not followed.users and self._followed.get(namespace) is followed:
             del self._followed[namespace]
 
 
-class _Namespace:
-    """The slices of a namespace, and the feed that keeps them as they are."""
+class _Namespace(SharedFeed["Batch"]):
+    """The slices of a namespace, kept as they are while somebody watches one of its services."""
 
     def __init__(self, of: KubernetesDiscovery, namespace: str) -> None:
-        self.slices = Slices(of._port_name)
-        self.feed: SharedFeed[Batch] = SharedFeed(
+        super().__init__(
             lambda: of._objects.follow("endpointslices", namespace),
-            self.slices.take,
+            MeshError,
             of._supervisor,
             name=f"kubernetes-slices:{namespace}",
             clock=of._clock,
         )
+        self.slices = Slices(of._port_name)
 
     def list_of(self, name: str, asked: str) -> tuple[Instance, ...]:
         """The instances of `name`, under the name by which they were asked for."""
         instances = self.slices.list_of(name)
         return instances if name == asked else tuple(replace(each, service=asked) for each in instances)
+
+    def _take(self, batch: Batch) -> set[str]:
+        return self.slices.take(batch)
 
 
 def _away(error: MeshError, service: str | None = None) -> ServiceDiscoveryError:

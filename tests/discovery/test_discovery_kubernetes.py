@@ -16,7 +16,7 @@ from fastapi_mesh.core.instance import Instance
 from fastapi_mesh.core.objects import Batch
 from fastapi_mesh.core.tasks import Supervisor
 from fastapi_mesh.discovery.kubernetes_slices import ANNOTATION, SERVICE_LABEL, TAG_LABEL, Slices
-from fastapi_mesh.exceptions import ConfigurationError
+from fastapi_mesh.exceptions import ConfigurationError, ServiceDiscoveryError
 from fastapi_mesh.wire.kubernetes import KubernetesApi
 from tests.contracts.kubernetes_backends import change, discovery, put_slice, slice_of
 from tests.contracts.server_backends import Followed
@@ -254,6 +254,20 @@ async def test_services_of_other_namespaces_have_the_namespace_in_their_name(
 
     assert (instance.service, instance.id, instance.address) == ("payments.billing", "pay-1", "10.0.0.9")
     assert found.statistics()["namespaces"] == 0
+
+
+async def test_a_mistake_while_following_is_an_error_and_no_watcher_waits_for_ever(
+    fake_kubernetes: FakeKubernetes, tmp_path: Path, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mistaken(self: Slices, batch: Batch) -> set[str]:
+        raise KeyError("a mistake of ours")
+
+    monkeypatch.setattr(Slices, "take", mistaken)
+    found = discovery(fake_kubernetes.kubeconfig(tmp_path), stack)
+
+    with pytest.raises(ServiceDiscoveryError, match="ended by a mistake"):
+        async with asyncio.timeout(20), aclosing(cast("Any", found.watch("users"))) as lists:
+            await anext(lists)
 
 
 async def test_a_hundred_watches_are_one_list_and_one_connection(

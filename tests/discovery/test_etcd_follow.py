@@ -551,7 +551,7 @@ async def test_only_who_is_concerned_is_woken():
         orders = supervisor.start(feed.changed("orders"), name="orders")
         await asyncio.sleep(0)
 
-        feed._take(Batch({b"k": read_row("one", 1, 3)}))  # what its task does with a message
+        feed._accept(Batch({b"k": read_row("one", 1, 3)}))  # what its task does with a message
 
         await until(users.done)
         assert not orders.done()
