@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator, mod
 
 from fastapi_mesh.config.fields import Problems, Seconds, shown
 from fastapi_mesh.config.problems import suggestion
-from fastapi_mesh.config.servers import USES, ServerSettings
+from fastapi_mesh.config.servers import ServerSettings
 
 BACKENDS = ("local", "static", "memory", "consul", "etcd", "kubernetes", "dns")
 ENTRY_POINTS = "fastapi_mesh.discovery"
@@ -105,15 +105,6 @@ def _store_key(value: str) -> str:
 
 
 StoreKey = Annotated[str, AfterValidator(_store_key)]
-
-
-def settings_of(backend: str) -> frozenset[str] | None:
-    """The names of all settings that `backend` has, as a registry or as a store; None for one of another package."""
-    if backend not in BACKENDS and backend not in StoreConfig.OWN:
-        return None
-    own = (*DiscoveryConfig.OWN.get(backend, ()), *StoreConfig.OWN.get(backend, ()))
-    general = (*DiscoveryConfig.GENERAL, *MeshStoreConfig.GENERAL, "namespace", "options")
-    return frozenset((*own, *general, *USES.get(backend, ())))
 
 
 StoreBackend = Literal["local", "file", "memory", "consul", "etcd", "kubernetes"]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from fastapi_mesh.config import environment
-from fastapi_mesh.config.backends import settings_of
+from fastapi_mesh.config.backends import DiscoveryConfig, MeshStoreConfig
 from fastapi_mesh.config.compat import CONFIG_MAP_TABLE, from_config_map
 from fastapi_mesh.config.files import read_file, read_text
 from fastapi_mesh.config.later import is_off
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from os import PathLike
 
     from fastapi_mesh.config.gateway import GatewayConfig
+    from fastapi_mesh.config.servers import ServerSettings
 
     File = str | PathLike[str]
 
@@ -71,7 +72,7 @@ def load_mesh_config(
     variables, unknown = environment.mesh_variables(env, merged([in_file, *in_store, in_code]))
     layers = [in_file, *in_store, environment.described(env, environment.MESH_NAMES), variables, in_code]
     layers.insert(0, _default_backend(merged(layers), env))
-    _drop_other_backends(layers, (("discovery",), ("config_store",)))
+    _drop_other_backends(layers, {"discovery": DiscoveryConfig, "config_store": MeshStoreConfig})
     return _validated(MeshConfig, layers, source, _reported(unknown, strict=strict))
 
 
@@ -93,7 +94,9 @@ def load_gateway_config(
     With `discoverable=False` a route to a service that neither `services` nor `known_services` names is a problem.
     Everything else is as in `load_mesh_config`.
     """
-    from fastapi_mesh.config.gateway import GatewayConfig  # imported late: a node without a gateway needs none of it
+    # Imported late: a node without a gateway needs none of it.
+    from fastapi_mesh.config.edge.listener import ConfigStoreConfig
+    from fastapi_mesh.config.gateway import GatewayConfig
 
     env = os.environ if env is None else env
     in_file, source = _file_layer(file, env, _gateway_part)
@@ -103,7 +106,7 @@ def load_gateway_config(
     layers = [in_file, *in_store, environment.described(env, environment.GATEWAY_NAMES), variables, in_code]
     for layer in layers:
         _spread_urls(layer)
-    _drop_other_backends(layers, (("config_store",),))
+    _drop_other_backends(layers, {"config_store": ConfigStoreConfig})
     problems = _reported(unknown, strict=strict)
     if not discoverable:
         problems += _unknown_services(layers, known_services)
@@ -186,33 +189,31 @@ def _first(given: object) -> tuple[object, list[Any]]:
     return (given[0], list(given[1:])) if given else (None, [])
 
 
-def _drop_other_backends(layers: Sequence[SettingsLayer], places: Iterable[tuple[str]]) -> None:
+def _drop_other_backends(layers: Sequence[SettingsLayer], tables: Mapping[str, type[ServerSettings]]) -> None:
     """Where a source names a backend, what sources below it say for another one does not count.
 
     A program may choose "static" while the machine's variables say where the local registry is. What the source itself
-    says beside the backend stays, and is an error where that backend does not have it.
+    says beside the backend stays, and is an error where that backend does not have it; so is a name that means nothing.
     """
-    for (table,) in places:
-        named = [index for index, layer in enumerate(layers) if _names_a_backend(layer.data.get(table))]
+    for table, model in tables.items():
+        named = [index for index, layer in enumerate(layers) if _backend_in(layer.data.get(table))]
         if not named:
             continue
-        settings = layers[named[-1]].data[table]
-        known = settings_of(str(cast("dict[str, object]", settings)["backend"]))
-        level = _level(layers[named[-1]], layers)
+        used = model.settings_of(_backend_in(layers[named[-1]].data[table]))
         for layer in layers[: named[-1]]:
             below = layer.data.get(table)
-            if known is not None and isinstance(below, dict) and _level(layer, layers) != level:
-                layer.data[table] = {name: value for name, value in below.items() if name in known}
+            if used is not None and isinstance(below, dict):
+                of_others = _backend_in(below) not in ("", *model.OWN)  # what is unknown here is an option there
+                layer.data[table] = {
+                    name: value
+                    for name, value in below.items()
+                    if name in used or not (of_others or name in model.model_fields)
+                }
 
 
-def _names_a_backend(settings: object) -> bool:
-    return isinstance(settings, dict) and settings.get("backend") is not None
-
-
-def _level(layer: SettingsLayer, layers: Sequence[SettingsLayer]) -> int:
-    """Where a layer stands: the environment's two count as one."""
-    index = next(number for number, each in enumerate(layers) if each is layer)
-    return index - 1 if index == len(layers) - 2 else index
+def _backend_in(settings: object) -> str:
+    """The backend that a table names, "" for none."""
+    return str(settings.get("backend") or "") if isinstance(settings, dict) else ""
 
 
 def _default_backend(data: Mapping[str, object], env: Mapping[str, str]) -> SettingsLayer:

@@ -58,6 +58,12 @@ class ServerSettings(Frozen):
     kubernetes: KubernetesConfig = Field(default=KubernetesConfig(), description="What only Kubernetes has.")
     dns: DnsConfig = Field(default=DnsConfig(), description="What only DNS has.")
 
+    @classmethod
+    def settings_of(cls, backend: str) -> frozenset[str] | None:
+        """The names of the settings that `backend` has here; None for one that is not ours."""
+        own = cls.OWN.get(backend)
+        return None if own is None else frozenset((*own, *USES.get(backend, ()), *cls.GENERAL))
+
     @property
     def secure(self) -> bool:
         """Whether the server is asked over TLS."""
@@ -80,14 +86,13 @@ class ServerSettings(Frozen):
     @model_validator(mode="after")
     def _only_what_the_backend_uses(self) -> ServerSettings:
         backend = getattr(self, "backend", None)
-        used = {**USES, **self.OWN}.get(str(backend))
+        used = self.settings_of(str(backend))
         if used is None:
             return self  # one of your own, or that of discovery
-        used = (*used, *USES.get(str(backend), ()), *self.GENERAL)
         fields = type(self).model_fields
         given = (name for name in self.model_fields_set if getattr(self, name) != fields[name].default)
         wrong = sorted(name for name in given if name not in used)
         if wrong:
-            has = ", ".join(sorted(set(used) - set(self.GENERAL))) or "no settings of its own"
+            has = ", ".join(sorted(used.difference(self.GENERAL))) or "no settings of its own"
             raise Problems([((name,), f"the backend {backend!r} does not have it; it has {has}") for name in wrong])
         return self

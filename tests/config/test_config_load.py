@@ -466,3 +466,7 @@ def test_what_a_lower_source_says_for_another_backend_does_not_count(tmp_path: P
     ]
     (problem,) = mesh_problems(env, file=file)
     assert problem.startswith("discovery.path (MESH_DISCOVERY__PATH): the backend 'consul' does not have it; it has ")
+    file.write_text('[discovery]\nbackend = "consul"\nhots = "consul.example"\n')
+    assert mesh_problems({"DISCOVERY_BACKEND": "local"}, file=file) == [
+        "discovery.hots (line 3): unknown key - did you mean 'host'?"
+    ]
