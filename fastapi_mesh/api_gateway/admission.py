@@ -8,7 +8,7 @@ from fastapi_mesh.api_gateway.problems import GatewayRefusalError
 from fastapi_mesh.core.events import RequestShed
 from fastapi_mesh.core.priority import NAMES, PRIORITIES, agreed_priority
 from fastapi_mesh.exceptions import BulkheadFullError
-from fastapi_mesh.layers.base import OVERLOADED
+from fastapi_mesh.layers.base import OVERLOADED, OVERLOADED_FOR
 from fastapi_mesh.layers.bulkhead import SeatQueue
 
 if TYPE_CHECKING:
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from fastapi_mesh.core.events import Observer
     from fastapi_mesh.core.message import Outcome, Response
     from fastapi_mesh.service_mesh.mesh import ServiceMesh
-
-RETRY_AFTER = 1.0
-"""Seconds that a refused client is asked to wait."""
 
 
 class OverloadedError(GatewayRefusalError):
@@ -76,7 +73,7 @@ class Admission:
             await seats.acquire(request.context.deadline, priority)
         except BulkheadFullError:
             inbound.observer(RequestShed(NAMES[priority]))
-            raise OverloadedError("Too many requests are being answered already.", retry_after=RETRY_AFTER) from None
+            raise OverloadedError("Too many requests are being answered already.", retry_after=OVERLOADED_FOR) from None
         began = seats.now()
         try:
             response = await self.inner(request)

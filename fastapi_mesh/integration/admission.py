@@ -11,6 +11,7 @@ from fastapi_mesh.exceptions import BulkheadFullError, DeadlineExceededError
 from fastapi_mesh.integration.inbound import read_inbound
 from fastapi_mesh.integration.pages import send_answer
 from fastapi_mesh.integration.priority import RoutePriorities
+from fastapi_mesh.layers.base import OVERLOADED, OVERLOADED_FOR
 from fastapi_mesh.layers.bulkhead import SeatQueue
 
 if TYPE_CHECKING:
@@ -20,10 +21,6 @@ if TYPE_CHECKING:
 
     from fastapi_mesh.config.bulkhead import BulkheadPolicy
     from fastapi_mesh.service_mesh.mesh import ServiceMesh
-
-OVERLOADED = "overloaded"
-RETRY_AFTER = 1.0
-"""Seconds that a refused client is asked to wait."""
 
 
 class Admission:
@@ -76,9 +73,8 @@ class Admission:
             await seats.acquire(inbound.deadline, priority)
         except BulkheadFullError:
             mesh.observers(RequestShed(NAMES[priority]))
-            answer = document(
-                503, OVERLOADED, DETAILS[OVERLOADED], trace_id=inbound.request_id, retry_after=RETRY_AFTER
-            )
+            reason = OVERLOADED.decode()
+            answer = document(503, reason, DETAILS[reason], trace_id=inbound.request_id, retry_after=OVERLOADED_FOR)
             await send_answer(scope, send, answer)
             return False
         except DeadlineExceededError as error:

@@ -17,6 +17,8 @@ Service = Callable[["Request"], Awaitable["Response"]]
 REASON_HEADER = b"x-mesh-reason"
 OVERLOADED = b"overloaded"
 """The reason of an instance that answers as many requests as it can: another one may answer this at once."""
+OVERLOADED_FOR = 1.0
+"""Seconds that a client which is refused for it is asked to wait."""
 
 
 def is_secondhand(response: Response) -> bool:

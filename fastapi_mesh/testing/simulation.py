@@ -43,10 +43,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-Latency = "Callable[[random.Random, float], float]"
-"""Seconds that one request takes, of the random numbers and the virtual time at which it begins."""
-_RETRY_AFTER = b"retry-after"
-
 
 class VirtualLoop(asyncio.SelectorEventLoop):
     """An event loop whose time jumps to the next timer instead of waiting for it. Sockets and threads do not work."""
