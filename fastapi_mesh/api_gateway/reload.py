@@ -13,21 +13,21 @@ import logging
 import os
 import re
 import time
-from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from fastapi_mesh.config.edge.listener import FIXED
 from fastapi_mesh.config.environment import FILE_VARIABLE
 from fastapi_mesh.config.load import stored_gateway_layer
 from fastapi_mesh.configstore.polling import signature, wait_settled
+from fastapi_mesh.core.closing import closing
 from fastapi_mesh.exceptions import ConfigStoreError, ConfigurationError
 from fastapi_mesh.service_mesh.backends import Closed, store_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable
+    from collections.abc import Awaitable, Callable
 
     from fastapi_mesh.api_gateway.last_good import LastGood
     from fastapi_mesh.config.gateway import GatewayConfig
@@ -300,7 +300,7 @@ class Reloads:
     async def _follow_store(self) -> None:
         assert self._store is not None, "followed where there is one"
         store, key = self._store
-        async with aclosing(cast("AsyncGenerator[Entry | None, None]", store.watch(key))) as entries:
+        async with closing(store.watch(key)) as entries:
             async for entry in entries:
                 if self._mesh is not None:
                     self._mesh.supervisor.recovered("gateway-config-store")

@@ -12,6 +12,7 @@ import typer
 
 from fastapi_mesh.config.load import load_mesh_config
 from fastapi_mesh.core.clock import SystemClock
+from fastapi_mesh.core.closing import closing
 from fastapi_mesh.core.tasks import Supervisor
 from fastapi_mesh.discovery.base import ServiceList
 from fastapi_mesh.discovery.local import LocalRegistry
@@ -19,7 +20,7 @@ from fastapi_mesh.exceptions import MeshError, ServiceDiscoveryError
 from fastapi_mesh.service_mesh.backends import Closed, Opened, Surroundings, discoveries_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator
+    from collections.abc import AsyncIterator
 
     from fastapi_mesh.core.instance import Instance
     from fastapi_mesh.discovery.base import Discovery
@@ -83,12 +84,10 @@ async def _instances(path: Path | None, namespace: str | None) -> list[Instance]
 async def _first(lists: AsyncIterator[tuple[T, ...]]) -> tuple[T, ...]:
     """The first list of a watch, which is then ended. Raises ServiceDiscoveryError when there is none in time."""
     try:
-        async with asyncio.timeout(ANSWER):
+        async with asyncio.timeout(ANSWER), closing(lists):
             return await anext(lists)
     except TimeoutError:
         raise ServiceDiscoveryError(f"the registry did not answer within {ANSWER:g} s") from None
-    finally:
-        await cast("AsyncGenerator[tuple[T, ...], None]", lists).aclose()
 
 
 def _document(instance: Instance) -> dict[str, object]:

@@ -22,8 +22,8 @@ from fastapi_mesh.discovery.consul_api import FILTERED, ConsulApi, ConsulError, 
 from fastapi_mesh.discovery.consul_feeds import Feed, Limiter, Source, Terms
 from fastapi_mesh.discovery.consul_rows import LEASE, NAMESPACE_TAG, Reader, passes, registration
 from fastapi_mesh.discovery.consul_start import CATALOG, check_rights, check_server, where
-from fastapi_mesh.discovery.lists import check, is_loopback, ordered, same
-from fastapi_mesh.discovery.rows import Owner, check_times
+from fastapi_mesh.discovery.lists import check_for_others, is_loopback, ordered, same
+from fastapi_mesh.discovery.rows import Owner, check_times, place_of
 from fastapi_mesh.exceptions import ConfigurationError, ServiceDiscoveryError
 
 if TYPE_CHECKING:
@@ -155,15 +155,10 @@ class ConsulRegistry:
 
         Raises ConfigurationError for an instance that nobody could call, and for what Consul refuses.
         """
-        if instance.scheme == "asgi":
-            raise ConfigurationError(
-                f"instance {instance.id!r} of {instance.service!r} is an application inside this process, which other "
-                "processes can't call; give it to services={...}"
-            )
         if self._owner is None:  # not earlier: a server may fork its workers after the object was made
             self._owner = Owner(secrets.token_hex(6), time.time())
         body = registration(
-            check(instance),
+            check_for_others(instance),
             self._owner,
             next(self._births),
             namespace=self._namespace,
@@ -296,4 +291,4 @@ def _read(reader: Reader, answer: ControlAnswer | None, path: str) -> dict[str, 
 
 
 def _same_place(one: Instance, other: Instance) -> bool:
-    return (one.address, one.port, one.base_path) == (other.address, other.port, other.base_path)
+    return place_of(one) == place_of(other)

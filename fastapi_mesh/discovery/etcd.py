@@ -21,7 +21,7 @@ from fastapi_mesh.discovery.etcd_follow import Follow
 from fastapi_mesh.discovery.etcd_messages import EtcdError, Kind, after, encoded, number
 from fastapi_mesh.discovery.etcd_rows import Space, document_of, key_of, read
 from fastapi_mesh.discovery.feed import ALL
-from fastapi_mesh.discovery.lists import check, is_loopback, known_services, same
+from fastapi_mesh.discovery.lists import check_for_others, is_loopback, known_services
 from fastapi_mesh.discovery.rows import Owner, Row, RowRegistration, check_times
 from fastapi_mesh.exceptions import ConfigurationError, ServiceDiscoveryError
 
@@ -111,50 +111,21 @@ class EtcdRegistry:
     ) -> None:
         await self.aclose()
 
-    async def watch(self, service: str) -> AsyncIterator[tuple[Instance, ...]]:
+    def watch(self, service: str) -> AsyncIterator[tuple[Instance, ...]]:
         """See `Discovery.watch`."""
-        last: tuple[Instance, ...] | None = None
-        async with self._feed.used():
-            while True:
-                try:
-                    await self._feed.ready()
-                except EtcdError as error:
-                    raise ServiceDiscoveryError(str(error), service=service) from error
-                current = self._feed.rows.list_of(service)
-                if last is None or not same(current, last):
-                    last = current
-                    yield current
-                else:
-                    await self._feed.changed(service)
+        return self._feed.values(service, lambda: self._feed.rows.list_of(service), service=service)
 
-    async def watch_services(self) -> AsyncIterator[tuple[KnownService, ...]]:
+    def watch_services(self) -> AsyncIterator[tuple[KnownService, ...]]:
         """See `ServiceList.watch_services`."""
-        last: tuple[KnownService, ...] | None = None
-        async with self._feed.used():
-            while True:
-                try:
-                    await self._feed.ready()
-                except EtcdError as error:
-                    raise ServiceDiscoveryError(str(error)) from error
-                current = known_services(self._feed.rows.lists())
-                if current != last:
-                    last = current
-                    yield current
-                else:
-                    await self._feed.changed(ALL)
+        return self._feed.values(ALL, lambda: known_services(self._feed.rows.lists()))
 
     async def register(self, instance: Instance) -> RowRegistration:
         """See `Registrar.register`. Raises ConfigurationError for an instance that nobody could call, and for what
         waiting can't mend, such as a user without the right to write.
         """
-        if instance.scheme == "asgi":
-            raise ConfigurationError(
-                f"instance {instance.id!r} of {instance.service!r} is an application inside this process, which other "
-                "processes can't call; give it to services={...}"
-            )
         if self._owner is None:  # not earlier: a server may fork its workers after the object was made
             self._owner = Owner(secrets.token_hex(8), self._clock.now())
-        row = Row(check(instance), self._owner, next(self._births), self._lease, 0.0)
+        row = Row(check_for_others(instance), self._owner, next(self._births), self._lease, 0.0)
         own = self._own.setdefault(key_of(row), _Own())
         async with own.turn:
             own.born = row.born  # from now on the registration before it does nothing any more

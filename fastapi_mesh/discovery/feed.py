@@ -8,6 +8,7 @@ from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from fastapi_mesh.core.clock import SystemClock
+from fastapi_mesh.exceptions import ServiceDiscoveryError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from fastapi_mesh.core.tasks import Supervisor
 
 B = TypeVar("B")
+V = TypeVar("V")
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
 """Seconds between two attempts while the server does not answer, however many watchers ask for one."""
@@ -28,7 +30,8 @@ ALL = ""
 class SharedFeed(Generic[B]):
     """Runs `follow()` while somebody uses it, and gives each batch to `_take`, which says what is different now.
 
-    A watcher does everything within `used()`, waits with `ready()` until all is known, and with `changed` for more.
+    A watcher takes `values`: it does everything within `used()`, waits with `ready()` until all is known, and with
+    `changed` for more.
     `failure` is the kind of error that `follow` raises when the server does not answer.
     """
 
@@ -78,6 +81,25 @@ class SharedFeed(Generic[B]):
             self._users -= 1
             if not self._users:
                 await self._stop()
+
+    async def values(self, what: str, read: Callable[[], V], *, service: str | None = None) -> AsyncGenerator[V, None]:
+        """Yield what `read` gives: at once, and again whenever it gives something else after a change of `what`.
+
+        Raises ServiceDiscoveryError, for `service`, when the server does not answer. Never ends by itself.
+        """
+        last: V | None = None
+        async with self.used():
+            while True:
+                try:
+                    await self.ready()
+                except self._kind as error:
+                    raise ServiceDiscoveryError(str(error), service=service) from error
+                current = read()
+                if last is None or current != last:
+                    last = current
+                    yield current
+                else:
+                    await self.changed(what)
 
     async def ready(self) -> None:
         """Wait until all is known as it is now. Raises what `follow` raised when the server does not answer."""

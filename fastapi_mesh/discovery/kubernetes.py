@@ -5,22 +5,24 @@ A node doesn't register: a Service finds its pod by labels, and its readiness pr
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from fastapi_mesh.discovery.feed import ALL, SharedFeed
 from fastapi_mesh.discovery.kubernetes_slices import Slices
-from fastapi_mesh.discovery.lists import same
 from fastapi_mesh.exceptions import ConfigurationError, MeshError, ServiceDiscoveryError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from fastapi_mesh.core.clock import Clock
     from fastapi_mesh.core.instance import Instance
     from fastapi_mesh.core.objects import Batch, Objects
     from fastapi_mesh.core.tasks import Supervisor
     from fastapi_mesh.discovery.base import KnownService
+
+V = TypeVar("V")
 
 
 class KubernetesDiscovery:
@@ -80,46 +82,25 @@ class KubernetesDiscovery:
         """Close all connections."""
         await self._objects.aclose()
 
-    async def watch(self, service: str) -> AsyncIterator[tuple[Instance, ...]]:
+    def watch(self, service: str) -> AsyncIterator[tuple[Instance, ...]]:
         """See `Discovery.watch`."""
         name, namespace = self._place(service)
+        return self._values(namespace, name, lambda followed: followed.list_of(name, service), service)
+
+    def watch_services(self) -> AsyncIterator[tuple[KnownService, ...]]:
+        """See `ServiceList.watch_services`: the Services of the namespace."""
+        return self._values(self._namespace, ALL, lambda followed: followed.slices.known())
+
+    async def _values(
+        self, namespace: str, what: str, read: Callable[[_Namespace], V], service: str | None = None
+    ) -> AsyncIterator[V]:
         followed = self._in(namespace)
-        last: tuple[Instance, ...] | None = None
         try:
-            async with followed.used():
-                while True:
-                    try:
-                        await followed.ready()
-                    except MeshError as error:
-                        raise _away(error, service) from error
-                    current = followed.list_of(name, service)
-                    if last is None or not same(current, last):
-                        last = current
-                        yield current
-                    else:
-                        await followed.changed(name)
+            async with aclosing(followed.values(what, lambda: read(followed), service=service)) as values:
+                async for each in values:
+                    yield each
         finally:
             self._left(namespace, followed)
-
-    async def watch_services(self) -> AsyncIterator[tuple[KnownService, ...]]:
-        """See `ServiceList.watch_services`: the Services of the namespace."""
-        followed = self._in(self._namespace)
-        last: tuple[KnownService, ...] | None = None
-        try:
-            async with followed.used():
-                while True:
-                    try:
-                        await followed.ready()
-                    except MeshError as error:
-                        raise _away(error) from error
-                    current = followed.slices.known()
-                    if current != last:
-                        last = current
-                        yield current
-                    else:
-                        await followed.changed(ALL)
-        finally:
-            self._left(self._namespace, followed)
 
     def _place(self, service: str) -> tuple[str, str]:
         """The Service's name and namespace; a Service's name has no dot in it."""

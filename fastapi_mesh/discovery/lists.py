@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ipaddress
 import math
-from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from operator import attrgetter
 from typing import TYPE_CHECKING, get_args
 
+from fastapi_mesh.core.closing import closing
 from fastapi_mesh.core.instance import Health, Scheme
 from fastapi_mesh.discovery.base import KnownService
 from fastapi_mesh.exceptions import ConfigurationError
@@ -47,12 +47,8 @@ def known_services(lists: Mapping[str, tuple[Instance, ...]]) -> tuple[KnownServ
 @asynccontextmanager
 async def watching(discovery: Discovery, service: str) -> AsyncIterator[AsyncIterator[tuple[Instance, ...]]]:
     """The iterator of `discovery.watch`, closed at the end of the block if it can be."""
-    lists = discovery.watch(service)
-    try:
+    async with closing(discovery.watch(service)) as lists:
         yield lists
-    finally:
-        if isinstance(lists, AsyncGenerator):
-            await lists.aclose()
 
 
 def is_wildcard(address: str) -> bool:
@@ -69,6 +65,16 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host.lower() == "localhost"
+
+
+def check_for_others(instance: Instance) -> Instance:
+    """Return `instance` if other processes could call it. Raises ConfigurationError as `check` does."""
+    if instance.scheme == "asgi":
+        raise ConfigurationError(
+            f"instance {instance.id!r} of {instance.service!r} is an application inside this process, which other "
+            "processes can't call; give it to services={...}"
+        )
+    return check(instance)
 
 
 def check(instance: Instance) -> Instance:

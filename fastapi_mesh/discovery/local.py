@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from fastapi_mesh.core.clock import SystemClock
-from fastapi_mesh.discovery.lists import check, known_services, same
+from fastapi_mesh.discovery.lists import check_for_others, known_services, same
 from fastapi_mesh.discovery.local_file import Reading, RegistryFile
 from fastapi_mesh.discovery.rows import Owner, Row, RowRegistration, check_times
 from fastapi_mesh.exceptions import ConfigurationError, ServiceDiscoveryError
@@ -116,14 +116,9 @@ class LocalRegistry:
 
     async def register(self, instance: Instance) -> RowRegistration:
         """See `Registrar.register`. Raises ConfigurationError for an instance that nobody could call."""
-        if instance.scheme == "asgi":
-            raise ConfigurationError(
-                f"instance {instance.id!r} of {instance.service!r} is an application inside this process, which other "
-                "processes can't call; give it to services={...}"
-            )
         if self._owner is None:  # not earlier: a server may fork its workers after the object was made
             self._owner = Owner(secrets.token_hex(8), time.monotonic())
-        row = Row(check(instance), self._owner, next(self._births), self._lease, 0.0)
+        row = Row(check_for_others(instance), self._owner, next(self._births), self._lease, 0.0)
         try:
             await self._run(self._file.put, row)
         except asyncio.CancelledError:

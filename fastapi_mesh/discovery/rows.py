@@ -105,9 +105,9 @@ def lists_of(rows: Iterable[Row]) -> dict[str, tuple[Instance, ...]]:
     metadata `worker`) are told apart at one place.
     """
     by_age = sorted(rows, key=lambda row: (row.owner.epoch, row.owner.token, row.born))
-    tenant = {_place(row): row.owner for row in by_age}
-    there = [row for row in by_age if tenant[_place(row)] == row.owner]
-    last_there = {(row.instance.service, _place(row)): row for row in there}
+    tenant = {place_of(row.instance): row.owner for row in by_age}
+    there = [row for row in by_age if tenant[place_of(row.instance)] == row.owner]
+    last_there = {(row.instance.service, place_of(row.instance)): row for row in there}
     last_named = {(row.instance.service, row.instance.id): row for row in last_there.values()}
     lists: dict[str, list[Instance]] = {}
     for row in last_named.values():
@@ -115,8 +115,8 @@ def lists_of(rows: Iterable[Row]) -> dict[str, tuple[Instance, ...]]:
     return {service: ordered(instances) for service, instances in lists.items()}
 
 
-def _place(row: Row) -> object:
-    instance = row.instance
+def place_of(instance: Instance) -> object:
+    """What only one process can have: of two instances with it, one has taken over from the other."""
     if instance.app is not None:
         return id(instance.app)
     return instance.address, instance.port, instance.base_path, instance.metadata.get(WORKER)

@@ -8,10 +8,8 @@ value in force.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 from collections import OrderedDict
-from contextlib import aclosing
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
 
@@ -19,11 +17,13 @@ from pydantic import BaseModel, ValidationError
 
 from fastapi_mesh.config.problems import explain
 from fastapi_mesh.configstore.base import check_key
+from fastapi_mesh.core.closing import closing
 from fastapi_mesh.exceptions import ConfigStoreError, ConfigurationError
 from fastapi_mesh.service_mesh.backends import Closed, Opened, store_of
+from fastapi_mesh.service_mesh.handlers import run_handler
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
     from contextlib import AsyncExitStack
 
     from fastapi_mesh.config.mesh import MeshConfig
@@ -195,8 +195,7 @@ class Configuration:
         watched.task = self._supervisor.keep(lambda: self._read(store, watched), name=_name(watched.key))
 
     async def _read(self, store: ConfigStore, watched: _Key) -> None:
-        entries = cast("AsyncGenerator[Entry | None, None]", store.watch(watched.key))
-        async with aclosing(entries):
+        async with closing(store.watch(watched.key)) as entries:
             async for entry in entries:
                 self._supervisor.recovered(_name(watched.key))
                 await watched.take(entry)
@@ -308,12 +307,7 @@ class _Handler:
         self._told = value
         async with self._lock:
             try:
-                if inspect.iscoroutinefunction(inspect.unwrap(self._function)):
-                    await cast("Awaitable[object]", self._function(value))
-                else:
-                    result = await asyncio.to_thread(self._function, value)
-                    if inspect.isawaitable(result):
-                        await result
+                await run_handler(self._function, value)
             except Exception:  # of the user's code: the watch must outlive it
                 logger.exception("a handler of the configuration %r failed", self._key)
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import aclosing
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from fastapi_mesh.config.load import load_mesh_config, stored_mesh_layer
+from fastapi_mesh.core.closing import closing
 from fastapi_mesh.exceptions import ConfigStoreError, ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import Mapping
     from contextlib import AsyncExitStack
 
     from fastapi_mesh.configstore.base import Entry
@@ -63,8 +63,7 @@ class LiveSettings:
         life.callback(following.cancel)
 
     async def _follow(self, key: str) -> None:
-        entries = cast("AsyncGenerator[Entry | None, None]", self._mesh.configuration.store.watch(key))
-        async with aclosing(entries):
+        async with closing(self._mesh.configuration.store.watch(key)) as entries:
             async for entry in entries:
                 self._mesh.supervisor.recovered(LOOP)
                 self._take(entry)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 from collections import deque
 from functools import partial
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from fastapi_mesh.discovery.lists import same, watching
 from fastapi_mesh.exceptions import ServiceDiscoveryError
+from fastapi_mesh.service_mesh.handlers import run_handler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -154,7 +154,6 @@ class _Handler:
         self.task: asyncio.Task[object] | None = None
         self._service = service
         self._function = function
-        self._is_async = inspect.iscoroutinefunction(inspect.unwrap(function))
         self._known: dict[str, Instance] = {}
         self._wake: asyncio.Future[None] | None = None
 
@@ -187,12 +186,7 @@ class _Handler:
 
     async def _tell(self, event: Change, instance: Instance) -> None:
         try:
-            if self._is_async:
-                result = self._function(event, instance)
-            else:
-                result = await asyncio.to_thread(self._function, event, instance)
-            if inspect.isawaitable(result):
-                await result
+            await run_handler(self._function, event, instance)
         except Exception:  # of the user's code: the watch must outlive it
             logger.exception("a handler of the service %r failed (%s %s)", self._service, event, instance.id)
 

@@ -174,6 +174,34 @@ async def test_a_store_that_is_away_is_told_and_found_again(monkeypatch: pytest.
         assert await mesh.get_config("a") == {"b": 1}
 
 
+async def test_a_store_of_ones_own_may_watch_by_any_iterator() -> None:
+    class Iterating:
+        """One document, and no `aclose`."""
+
+        def __init__(self) -> None:
+            self._told = False
+
+        def __aiter__(self) -> Iterating:
+            return self
+
+        async def __anext__(self) -> Entry | None:
+            if self._told:
+                await asyncio.Event().wait()
+            self._told = True
+            return Entry("a", '{"b": 1}', "1")
+
+    class Store:
+        def watch(self, key: str) -> Iterating:
+            return Iterating()
+
+        async def get(self, key: str) -> Entry | None:
+            return await anext(self.watch(key))
+
+    async with a_mesh(Store()) as mesh:
+        assert await mesh.get_config("a") == {"b": 1}
+        assert mesh.degraded == {}
+
+
 @pytest.mark.spec("S-171")
 async def test_a_handler_is_told_at_the_start_and_of_each_change_once() -> None:
     store = MemoryStore({"feature_flags": {"a": True}})
