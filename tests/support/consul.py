@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import signal
-import subprocess
 import time
 import urllib.error
 import urllib.request
@@ -25,6 +23,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.process import free_port, listening_ports
+from tests.support.server_process import ServerProcess
 from tests.support.servers import find
 
 if TYPE_CHECKING:
@@ -39,17 +38,17 @@ ANOTHER_NODE = "another"
 """A node that tests put into the catalog, with services that no agent has."""
 
 
-class ConsulServer:
+class ConsulServer(ServerProcess):
     """One agent in development mode, on ports below 32768. `url` is its HTTP API."""
+
+    kind = "consul"
 
     def __init__(self, folder: Path, *, options: Sequence[str] = (), configuration: object = None) -> None:
         """`options` as on its command line, `configuration` as in a file of it."""
         program = find("consul")
         assert program is not None, "tests that use it are marked server('consul')"
-        self.port = free_port()
+        super().__init__(folder)
         self.url = f"http://127.0.0.1:{self.port}"
-        self._folder = folder / f"consul-{self.port}"
-        self._folder.mkdir()
         self._command = [program, "agent", "-dev", "-bind=127.0.0.1", "-client=127.0.0.1", "-node=tests"]
         self._command += [f"-http-port={self.port}", "-grpc-port=-1", "-dns-port=-1", "-serf-wan-port=-1"]
         self._command += [f"-server-port={free_port()}", f"-serf-lan-port={free_port()}", "-log-level=warn", *options]
@@ -59,41 +58,12 @@ class ConsulServer:
             path = self._folder / "consul.json"
             path.write_text(json.dumps(configuration))
             self._command.append(f"-config-file={path}")
-        self._process: subprocess.Popen[bytes] | None = None
 
-    @property
-    def pid(self) -> int:
-        assert self._process is not None, "it was not started"
-        return self._process.pid
-
-    @property
-    def runs(self) -> bool:
-        return self._process is not None and self._process.poll() is None
-
-    @property
-    def log(self) -> str:
-        return (self._folder / "log").read_text(errors="replace")
-
-    def start(self, *, wait: bool = True) -> None:
-        """Start it unless it runs, and wait until this very process has a leader and has listed itself."""
-        if not self.runs:
-            with (self._folder / "log").open("ab") as log:
-                self._process = subprocess.Popen(
-                    self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, cwd=self._folder
-                )
-        if wait:
-            self.wait_ready()
-
-    def wait_ready(self, timeout: float = 30.0) -> None:
-        end = time.monotonic() + timeout
-        while not self._is_ready():
-            if not self.runs:
-                raise RuntimeError(f"consul ended:\n{self.log}")
-            if time.monotonic() > end:
-                raise RuntimeError(f"consul was not ready in time:\n{self.log}")
-            time.sleep(0.05)
+    def _command_line(self) -> Sequence[str]:
+        return self._command
 
     def _is_ready(self) -> bool:
+        """Whether it has a leader and has listed itself."""
         with suppress(OSError):
             return self.port in listening_ports(self.pid) and bool(self.call("GET", "/v1/health/service/consul"))
         return False
@@ -142,26 +112,6 @@ class ConsulServer:
         made = self.call("PUT", "/v1/acl/token", {"Policies": [{"Name": name}]})
         assert isinstance(made, dict)
         return made["SecretID"], made["AccessorID"]
-
-    def kill(self) -> None:
-        """End it at once (SIGKILL), as a crash does; what it knew is lost."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-
-    def restart(self) -> None:
-        """Start it again on the same port, empty."""
-        self.kill()
-        self.start()
-
-    def pause(self) -> None:
-        """Make it hang (SIGSTOP): connections are accepted by the kernel and nothing answers."""
-        assert self._process is not None, "it was not started"
-        self._process.send_signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        assert self._process is not None, "it was not started"
-        self._process.send_signal(signal.SIGCONT)
 
     def reset(self) -> None:
         """Make it run, and forget all services and keys."""

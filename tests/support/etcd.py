@@ -17,9 +17,6 @@ import base64
 import itertools
 import json
 import shutil
-import signal
-import subprocess
-import time
 import urllib.error
 import urllib.request
 from contextlib import suppress
@@ -28,6 +25,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.process import free_port, listening_ports
+from tests.support.server_process import ServerProcess
 from tests.support.servers import find
 
 if TYPE_CHECKING:
@@ -53,22 +51,22 @@ class EtcdRefusal(Exception):
     """What a server answered that is not 200."""
 
 
-class EtcdServer:
+class EtcdServer(ServerProcess):
     """One member, on ports below 32768. `url` is its JSON gateway."""
+
+    kind = "etcd"
 
     def __init__(self, folder: Path, *, name: str = "tests", options: Sequence[str] = (), scheme: str = "http") -> None:
         """`options` as on its command line."""
         program = find("etcd")
         assert program is not None, "tests that use it are marked server('etcd')"
+        super().__init__(folder)
         self.name = name
-        self.port = free_port()
         self.peer_port = free_port()
         self.url = f"{scheme}://127.0.0.1:{self.port}"
         self.peer_url = f"http://127.0.0.1:{self.peer_port}"
         self.token = ""
         """The token of `call`."""
-        self._folder = folder / f"etcd-{self.port}"
-        self._folder.mkdir()
         self._data = self._folder / "data"
         # Short times make leases of one second possible; bcrypt's least cost makes logins quick.
         self._command = [program, "--name", name, "--data-dir", str(self._data), "--logger", "zap"]
@@ -77,42 +75,12 @@ class EtcdServer:
         self._command += ["--listen-peer-urls", self.peer_url, "--initial-advertise-peer-urls", self.peer_url]
         self.members = f"{name}={self.peer_url}"
         self._options = list(options)
-        self._process: subprocess.Popen[bytes] | None = None
 
-    @property
-    def pid(self) -> int:
-        assert self._process is not None, "it was not started"
-        return self._process.pid
-
-    @property
-    def runs(self) -> bool:
-        return self._process is not None and self._process.poll() is None
-
-    @property
-    def log(self) -> str:
-        return (self._folder / "log").read_text(errors="replace")
-
-    def start(self, *, wait: bool = True) -> None:
-        """Start it unless it runs, and wait until this very process has a leader."""
-        if not self.runs:
-            command = [*self._command, "--initial-cluster", self.members, *self._options]
-            with (self._folder / "log").open("ab") as log:
-                self._process = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, cwd=self._folder
-                )
-        if wait:
-            self.wait_ready()
-
-    def wait_ready(self, timeout: float = 30.0) -> None:
-        end = time.monotonic() + timeout
-        while not self._is_ready():
-            if not self.runs:
-                raise RuntimeError(f"etcd ended:\n{self.log}")
-            if time.monotonic() > end:
-                raise RuntimeError(f"etcd was not ready in time:\n{self.log}")
-            time.sleep(0.02)
+    def _command_line(self) -> Sequence[str]:
+        return [*self._command, "--initial-cluster", self.members, *self._options]
 
     def _is_ready(self) -> bool:
+        """Whether it has a leader."""
         if self.port not in listening_ports(self.pid):
             return False
         if not self.url.startswith("http:"):
@@ -189,12 +157,6 @@ class EtcdServer:
 
     # Faults
 
-    def kill(self) -> None:
-        """End it at once (SIGKILL), as a crash does."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-
     def restart(self, *, empty: bool = False) -> None:
         """Start it again on the same port; `empty`: it has lost what it knew."""
         self.kill()
@@ -203,15 +165,6 @@ class EtcdServer:
         self.start()
         if self.token:
             self.log_in()
-
-    def pause(self) -> None:
-        """Make it hang (SIGSTOP): connections are accepted by the kernel and nothing answers."""
-        assert self._process is not None, "it was not started"
-        self._process.send_signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        assert self._process is not None, "it was not started"
-        self._process.send_signal(signal.SIGCONT)
 
     def reset(self) -> None:
         """Make it run."""

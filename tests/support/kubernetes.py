@@ -9,71 +9,51 @@ import http.client
 import json
 import os
 import secrets
-import signal
-import subprocess
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support.process import ROOT, free_port
+from tests.support.process import ROOT
+from tests.support.server_process import ServerProcess
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 REAL = "FASTAPI_MESH_K8S_KUBECONFIG"
 
 
-class FakeKubernetes:
+class FakeKubernetes(ServerProcess):
     """The stand-in. `allow` says which tokens it takes; it starts out taking all."""
 
+    kind = "kubernetes"
+
     def __init__(self, folder: Path) -> None:
-        self.port = free_port()
+        super().__init__(folder)
+        self._cwd = ROOT
         self.url = f"http://127.0.0.1:{self.port}"
         self.tokens: set[str] = set()
-        self._folder = folder
-        self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
-        command = [sys.executable, "-m", "tests.support.kubernetes_server", str(self.port)]
-        with (self._folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
-            )
-        end = time.monotonic() + 30
-        while time.monotonic() < end and self._process.poll() is None:
-            with suppress(OSError):
-                self.control()
-                return
-            time.sleep(0.02)
-        raise RuntimeError(f"the stand-in for Kubernetes did not start: {(self._folder / 'log').read_text()}")
+    def _command_line(self) -> Sequence[str]:
+        return [sys.executable, "-m", "tests.support.kubernetes_server", str(self.port)]
 
-    def kill(self) -> None:
-        assert self._process is not None, "it was started"
-        self._process.kill()
-        self._process.wait()
+    def _is_ready(self) -> bool:
+        with suppress(OSError):
+            self.control()
+            return self.runs
+        return False
 
     def restart(self) -> None:
         """Kill it and start it again; it keeps its objects and forgets how they came about."""
         state = self.control()
-        self.kill()
-        self.start()
+        super().restart()
         self.control(objects=state["objects"], compact=True, version=state["version"], tokens=sorted(self.tokens))
 
     def compact(self) -> None:
         """Let it forget the history: watches and pages from before are expired."""
         self.control(compact=True)
-
-    def pause(self) -> None:
-        assert self._process is not None, "it was started"
-        self._process.send_signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        assert self._process is not None, "it was started"
-        self._process.send_signal(signal.SIGCONT)
 
     def allow(self, *tokens: str) -> None:
         """Take these tokens only; without any, all."""

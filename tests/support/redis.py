@@ -11,9 +11,7 @@ Each kind is started once per test session, on its first use, and is empty and c
 
 from __future__ import annotations
 
-import signal
 import socket
-import subprocess
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -21,6 +19,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.process import free_port, listening_ports
+from tests.support.server_process import ServerProcess
 from tests.support.servers import find
 
 if TYPE_CHECKING:
@@ -74,15 +73,15 @@ def _wait(condition: Callable[[], bool], what: str, timeout: float = 30.0) -> No
         time.sleep(0.02)
 
 
-class RedisServer:
+class RedisServer(ServerProcess):
     """One server process, on a port below 32768 and on a Unix socket. `url` and `unix_url` are for clients."""
+
+    kind = "redis"
 
     def __init__(self, folder: Path, *options: str, sentinel: str = "") -> None:
         """`options` as on its command line; `sentinel` is the content of a configuration file that makes it one."""
-        self.port = free_port()
+        super().__init__(folder)
         self.url = f"redis://127.0.0.1:{self.port}"
-        self._folder = folder / f"redis-{self.port}"
-        self._folder.mkdir()
         self._socket = self._folder / "s"
         self.unix_url = f"redis+unix://{self._socket}"
         program = find("redis")
@@ -95,38 +94,14 @@ class RedisServer:
         else:
             self._command += ["--save", "", "--appendonly", "no", "--unixsocket", str(self._socket)]
         self._command += ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._folder), *options]
-        self._process: subprocess.Popen[bytes] | None = None
 
-    @property
-    def pid(self) -> int:
-        assert self._process is not None, "it was not started"
-        return self._process.pid
+    def _command_line(self) -> Sequence[str]:
+        return self._command
 
-    @property
-    def runs(self) -> bool:
-        return self._process is not None and self._process.poll() is None
-
-    @property
-    def log(self) -> str:
-        return (self._folder / "log").read_text(errors="replace")
-
-    def start(self, *, wait: bool = True) -> None:
-        """Start it unless it runs, and wait until this very process answers."""
-        if not self.runs:
-            with (self._folder / "log").open("ab") as log:
-                self._process = subprocess.Popen(
-                    self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
-                )
-        if wait:
-            self.wait_ready()
-
-    def wait_ready(self) -> None:
-        def answers() -> bool:
-            if not self.runs:
-                raise RuntimeError(f"redis-server ended:\n{self.log}")
+    def _is_ready(self) -> bool:
+        with suppress(OSError, RedisError):
             return self.port in listening_ports(self.pid) and self.command("PING") == "PONG"
-
-        _wait(answers, f"redis on port {self.port} answers")
+        return False
 
     def command(self, *words: str) -> Reply:
         """`redis_server.command("GET", "key")`."""
@@ -137,26 +112,6 @@ class RedisServer:
         found = self.command("KEYS", "*")
         assert isinstance(found, list)
         return sorted(str(each) for each in found)
-
-    def kill(self) -> None:
-        """End it at once (SIGKILL), as a crash does; what it stored is lost."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-
-    def restart(self) -> None:
-        """Start it again on the same port, empty."""
-        self.kill()
-        self.start()
-
-    def pause(self) -> None:
-        """Make it hang (SIGSTOP): connections are accepted by the kernel and nothing answers."""
-        assert self._process is not None, "it was not started"
-        self._process.send_signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        assert self._process is not None, "it was not started"
-        self._process.send_signal(signal.SIGCONT)
 
     def reset(self) -> None:
         """Make it run, and empty."""
