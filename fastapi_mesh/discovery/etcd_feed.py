@@ -90,10 +90,9 @@ class Feed(SharedFeed[Batch[Stored]]):
             if not self._users:
                 self._left = self._clock.now()
 
-    def _came_back(self) -> None:
-        self.doubt()
-
-    def _take(self, batch: Batch[Stored]) -> Iterable[str]:
+    def _take(self, batch: Batch[Stored], *, is_back: bool) -> Iterable[str]:
+        if is_back:
+            self.doubt()
         now = self._clock.now()
         changes = dict(batch.changes)
         self._held -= changes.keys()

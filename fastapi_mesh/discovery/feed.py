@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from abc import ABC, abstractmethod
 from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -27,7 +28,7 @@ ALL = ""
 """Who waits for a change of anything."""
 
 
-class SharedFeed(Generic[B]):
+class SharedFeed(ABC, Generic[B]):
     """Runs `follow()` while somebody uses it, and gives each batch to `_take`, which says what is different now.
 
     A watcher takes `values`: it does everything within `used()`, waits with `ready()` until all is known, and with
@@ -58,12 +59,9 @@ class SharedFeed(Generic[B]):
         self._failures = 0
         self._waiters: dict[str, set[asyncio.Future[None]]] = {}
 
-    def _take(self, batch: B) -> Iterable[str]:
-        """Take over a batch; the names of what is another one now."""
-        raise NotImplementedError
-
-    def _came_back(self) -> None:
-        """The first batch after a failure is here."""
+    @abstractmethod
+    def _take(self, batch: B, *, is_back: bool) -> Iterable[str]:
+        """Take over a batch; the names of what is another one now. `is_back`: it is the first after a failure."""
 
     @property
     def users(self) -> int:
@@ -146,10 +144,8 @@ class SharedFeed(Generic[B]):
 
     def _accept(self, batch: B) -> None:
         begins, self._live = not self._live, True
-        if self._failure is not None:
-            self._failure = None
-            self._came_back()
-        changes = tuple(self._take(batch))
+        is_back, self._failure = self._failure is not None, None
+        changes = tuple(self._take(batch, is_back=is_back))
         self._wake(tuple(self._waiters) if begins else (*changes, ALL) if changes else ())
 
     def _wake(self, names: Iterable[str]) -> None:

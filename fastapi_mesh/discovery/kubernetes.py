@@ -136,7 +136,7 @@ class _Namespace(SharedFeed["Batch"]):
         instances = self.slices.list_of(name)
         return instances if name == asked else tuple(replace(each, service=asked) for each in instances)
 
-    def _take(self, batch: Batch) -> set[str]:
+    def _take(self, batch: Batch, *, is_back: bool) -> set[str]:
         return self.slices.take(batch)
 
 
