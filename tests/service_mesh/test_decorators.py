@@ -185,6 +185,21 @@ async def test_decorators_keep_name_and_signature(fake: FakeMesh) -> None:
     assert inspect.iscoroutinefunction(handler)
 
 
+@pytest.mark.spec("S-132", "B27")
+async def test_a_client_is_used_as_a_context_again_and_again_and_gives_every_status(fake: FakeMesh) -> None:
+    fake.service("s").post("/api/process").returns({"id": 1}, status=201).fails(404).fails(500)
+    answers = []
+
+    for number in range(3):
+        async with fake.get_client("s") as client:
+            answers.append((await client.post("/api/process", json={"n": number})).status_code)
+
+    assert answers == [201, 404, 500]
+    assert [(call.method, call.target, call.json()) for call in fake.calls] == [
+        ("POST", "/api/process", {"n": number}) for number in range(3)
+    ]
+
+
 @pytest.mark.spec("A6", "B27")
 async def test_an_http_status_error_of_our_response_is_not_counted_twice(fake: FakeMesh) -> None:
     fake.service("s").get("/x").fails(500)
